@@ -1,0 +1,115 @@
+"""The generator: one image in, the same image in the other domain out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Padding = Literal["reflect", "zero"]
+SKIP_LIMIT = 0.999  # |x| is clamped to this before atanh; 0.001 of [-1, 1] is an eighth of one 8-bit grey level
+
+
+class Generator(nn.Module):
+    """Johnson et al.'s network as the CycleGAN paper uses it (Zhu et al. 2017, section 7.2).
+
+    c7s1-64, d128, d256, R256 x num_residuals, u128, u64, c7s1-3, tanh
+
+    c7s1-k is a 7x7 convolution, d-k a 3x3 convolution of stride 2, R-k a residual block, u-k a 3x3 transposed
+    convolution of stride 2; all but the last are followed by instance norm and, but for the residual sum, ReLU.
+
+    With `global_skip` the network f predicts the change to its input: tanh(atanh(x) + f(x)), with x clamped just
+    inside (-1, 1) and f's last layer starting at zero, so that an untrained generator returns its input.
+    Departs from the paper: with few images and steps it learns a recognisable translation much sooner.
+
+    Args:
+        num_residuals: residual blocks; the paper has 9 for 256 px and 6 for 128 px.
+        base_channels: channels of the first layer (64 in the paper).
+        padding: "reflect" as in the paper, or "zero".
+        global_skip: predict the change to the input.
+        norm_first: whether instance norm follows the first layer.
+        init_std: standard deviation of the initial weights, biases being zero; 0 keeps PyTorch's initialisation.
+    """
+
+    def __init__(
+        self,
+        num_residuals: int = 9,
+        base_channels: int = 64,
+        padding: Padding = "reflect",
+        global_skip: bool = False,
+        norm_first: bool = True,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        c, self.global_skip = base_channels, global_skip
+        self.stem = nn.Sequential(*padded_conv(3, c, 7, padding), *([norm(c)] if norm_first else []), nn.ReLU(True))
+        self.down = nn.Sequential(
+            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1), norm(2 * c), nn.ReLU(True),
+            nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1), norm(4 * c), nn.ReLU(True),
+        )  # fmt: skip
+        self.residuals = nn.Sequential(*(ResidualBlock(4 * c, padding) for _ in range(num_residuals)))
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(4 * c, 2 * c, 3, stride=2, padding=1, output_padding=1), norm(2 * c), nn.ReLU(True),
+            nn.ConvTranspose2d(2 * c, c, 3, stride=2, padding=1, output_padding=1), norm(c), nn.ReLU(True),
+        )  # fmt: skip
+        self.last = nn.Sequential(*padded_conv(c, 3, 7, padding))
+
+        for layer in self.modules():
+            if init_std and isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.normal_(layer.weight, 0.0, init_std)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+        if global_skip:
+            for parameter in self.last.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Translate images.
+
+        Args:
+            x: (N, 3, H, W) floating point in [-1, 1]; H and W multiples of 4.
+
+        Returns:
+            (N, 3, H, W) in [-1, 1], of x's dtype, also under autocast.
+
+        Raises:
+            ValueError: where H or W is no multiple of 4: the output would have another size.
+        """
+        if x.shape[-2] % 4 or x.shape[-1] % 4:
+            raise ValueError(f"the generator takes sides that are multiples of 4, got {x.shape[-1]}x{x.shape[-2]} px")
+        y = self.stem(x)  # (N, 64, H, W)
+        y = self.down(y)  # (N, 256, H/4, W/4)
+        y = self.residuals(y)  # (N, 256, H/4, W/4)
+        y = self.up(y)  # (N, 64, H, W)
+        y = self.last(y).to(x.dtype)  # (N, 3, H, W)
+        if self.global_skip:
+            y = y + torch.atanh(x.clamp(-SKIP_LIMIT, SKIP_LIMIT))
+        return torch.tanh(y)  # (N, 3, H, W)
+
+
+class ResidualBlock(nn.Module):
+    """R-k: two 3x3 convolutions with instance norm, ReLU between them, and the input added to the result."""
+
+    def __init__(self, channels: int, padding: Padding) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            *padded_conv(channels, channels, 3, padding), norm(channels), nn.ReLU(True),
+            *padded_conv(channels, channels, 3, padding), norm(channels),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.block(x)  # (N, k, H, W)
+        return y
+
+
+def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Padding) -> list[nn.Module]:
+    """A convolution of stride 1 that keeps the size, as layers: reflection needs one of its own."""
+    if padding == "reflect":
+        return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(in_channels, out_channels, kernel)]
+    return [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)]
+
+
+def norm(channels: int) -> nn.Module:
+    """Instance norm without affine parameters or running statistics (paper section 7.2)."""
+    return nn.InstanceNorm2d(channels)

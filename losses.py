@@ -1,0 +1,76 @@
+"""What each network minimises (Zhu et al. 2017, Eq. 1-3, and the identity loss of section 5.2), and the image pool."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def gan_loss(scores: Tensor, real: bool, sigmoid: bool = False) -> Tensor:
+    """Least-squares adversarial loss (LSGAN): how far scores are from what they should be (paper Eq. 1, section 4).
+
+    Args:
+        scores: a discriminator's scores, any shape, floating point.
+        real: whether the scores should say "real" (1) or "translated" (0). A generator asks for 1 on its fakes.
+        sigmoid: squash the scores into (0, 1) first.
+
+    Returns:
+        Mean squared error, a scalar.
+    """
+    scores = torch.sigmoid(scores) if sigmoid else scores
+    return F.mse_loss(scores, torch.ones_like(scores) if real else torch.zeros_like(scores))
+
+
+def discriminator_loss(scores_real: Tensor, scores_fake: Tensor, sigmoid: bool = False) -> Tensor:
+    """Half the sum of both adversarial losses, which slows D against G (paper section 7.1). A scalar."""
+    return (gan_loss(scores_real, True, sigmoid) + gan_loss(scores_fake, False, sigmoid)) / 2
+
+
+def cycle_loss(rec: Tensor, real: Tensor) -> Tensor:
+    """There and back again should end where it began (paper Eq. 2): mean |rec - real|, a scalar."""
+    return F.l1_loss(rec, real)
+
+
+def identity_loss(idt: Tensor, real: Tensor) -> Tensor:
+    """An image already in the target domain should stay as it is (paper section 5.2): mean |idt - real|, a scalar."""
+    return F.l1_loss(idt, real)
+
+
+class ImagePool:
+    """A history of translated images, so that a discriminator does not forget old mistakes (paper section 7.1).
+
+    Until it holds `size` images it keeps and returns each one it is shown; from then on each is, with probability
+    1/2, swapped for a random stored one. A pool of size 0 returns what it is shown. Draws from a generator of its own.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.images: list[Tensor] = []
+        self.random = random.Random(seed)
+
+    def query(self, images: Tensor) -> Tensor:
+        """A batch like `images`, (N, C, H, W), detached, with some replaced by earlier ones."""
+        return torch.stack([self._swap(image) for image in images.detach()])
+
+    def _swap(self, image: Tensor) -> Tensor:
+        if len(self.images) < self.size:
+            self.images.append(image.clone())
+            return image
+        if self.size == 0 or self.random.random() < 0.5:
+            return image
+        index = self.random.randrange(self.size)
+        old, self.images[index] = self.images[index], image.clone()
+        return old
+
+    def state_dict(self) -> dict[str, Any]:
+        """Images and random state, in types that `torch.load(weights_only=True)` takes."""
+        return {"images": list(self.images), "random": self.random.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.images = list(state["images"])
+        self.random.setstate(state["random"])
