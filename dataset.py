@@ -1,0 +1,243 @@
+"""Two folders of images to normalised tensors, with augmentation: the same tensor for the same (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing albumentations asks the network for news
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from PIL import UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from config import Config
+from utils import UserError, image_to_tensor, printable, read_image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MIN_SIDE = 16  # px; smaller images are thumbnails and icons, not faces
+DEMO_ZIP = Path(__file__).parent / "assets" / "demo_faces.zip"
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The usable images below a folder, sorted, and what was left out: pairs of a path and a reason."""
+
+    path: Path
+    files: list[Path]
+    left_out: list[tuple[Path, str]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Count and hash of the images' names: training resumes only on the same images in the same order."""
+        names = "\0".join(str(file.relative_to(self.path)) for file in self.files)
+        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{len(self.files)} images, names {digest[:12]}"
+
+
+def find_images(config: Config, split: str) -> tuple[ImageFolder, ImageFolder] | None:
+    """The images of both domains in one split ("train" or "test") of `config.data_dir`.
+
+    A domain's folder is data_dir/split/domain, in any case, or data_dir/splitA and splitB.
+
+    Returns:
+        The folders of domains a and b; None where either has no usable image.
+    """
+    folders = []
+    for domain, letter in ((config.domain_a, "A"), (config.domain_b, "B")):
+        path = _child(_child(Path(config.data_dir), split), domain) or _child(Path(config.data_dir), split + letter)
+        if path is None:
+            return None
+        folders.append(scan_folder(path))
+    return (folders[0], folders[1]) if all(folder.files for folder in folders) else None
+
+
+def training_images(config: Config) -> tuple[ImageFolder, ImageFolder]:
+    """The training images of both domains; UserError, which says what to do, where there are none."""
+    train = Path(config.data_dir) / "train"
+    folders = find_images(config, "train")
+    if folders is None:
+        raise UserError(
+            f"no usable images in {printable(train / config.domain_a)} or {printable(train / config.domain_b)}\n"
+            f"  (looked for {' '.join(IMAGE_SUFFIXES)}, in trainA and trainB too)\n"
+            "to train on your images: python train.py --data-dir FOLDER, where FOLDER holds those two folders\n"
+            "to try the program without any: python train.py --preset demo"
+        )
+    return folders
+
+
+def _child(folder: Path | None, name: str) -> Path | None:
+    """The folder called `name` in `folder`, in any case; the exact name first."""
+    if folder is None or not folder.is_dir():
+        return None
+    matches = [path for path in folder.iterdir() if path.name.lower() == name.lower() and path.is_dir()]
+    return min(matches, key=lambda path: (path.name != name, path.name), default=None)
+
+
+def scan_folder(path: Path) -> ImageFolder:
+    """Find the images below a folder and decode each once, so that training never meets a damaged one.
+
+    Hidden files and folders and macOS's `__MACOSX` are passed over; links to folders are not followed. A file that is
+    no image is passed over too, unless its name says that it is one: then it is left out with the reason.
+    """
+    files: list[Path] = []
+    left_out: list[tuple[Path, str]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on size and odd metadata: read_image judges for itself
+        for file in _walk(path):
+            reason = _why_unusable(file)
+            if reason is None:
+                files.append(file)
+            elif reason:
+                left_out.append((file, reason))
+    return ImageFolder(path, files, left_out)
+
+
+def _walk(top: Path) -> Iterator[Path]:
+    """All visible files below a folder, sorted."""
+    for folder, subfolders, names in os.walk(top):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _why_unusable(file: Path) -> str | None:
+    """Why an image cannot be used; "" for a file that does not claim to be one, None for a good one."""
+    try:
+        if not file.is_file():  # a pipe would block for ever
+            return "not a regular file" if file.suffix.lower() in IMAGE_SUFFIXES else ""
+        read_image(file, min_side=MIN_SIDE, preview=True)
+        return None
+    except UnidentifiedImageError:
+        empty = file.stat().st_size == 0
+        return ("empty file" if empty else "not an image") if file.suffix.lower() in IMAGE_SUFFIXES else ""
+    except Exception as error:  # decoders of damaged files raise anything; whatever it is, it is the reason
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def build_augmentation(config: Config) -> A.Compose:
+    """The training augmentation: an RGB image of any size to one of image_size x image_size, uint8."""
+    jitter = [config.jitter_brightness, config.jitter_contrast, config.jitter_saturation]
+    steps = [resize_short_side(round(config.resize_scale * config.image_size))]
+    if config.rotate_degrees:
+        steps.append(A.Rotate(config.rotate_degrees, cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101, p=1.0))
+    steps += [A.RandomCrop(config.image_size, config.image_size, p=1.0), A.HorizontalFlip(p=config.flip_prob)]
+    if any(jitter) or config.jitter_hue:
+        hue = (-config.jitter_hue, config.jitter_hue)
+        steps.append(A.ColorJitter(*((1 - spread, 1 + spread) for spread in jitter), hue=hue, p=1.0))
+    if config.iso_noise_prob:
+        steps.append(A.ISONoise(p=config.iso_noise_prob))
+    return A.Compose(steps)
+
+
+def resize_short_side(size: int) -> A.BasicTransform:
+    """Resize so that the short side is `size` px, without aliasing: area when smaller, bicubic when larger."""
+    return A.SmallestMaxSize(size, interpolation=cv2.INTER_CUBIC, area_for_downscale="image", p=1.0)
+
+
+class UnpairedDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Image i of the larger domain with a random image of the other, each augmented on its own.
+
+    An item is asked for as (epoch, index) and depends on nothing but these, the configuration and the files: not on
+    the number of workers, on their start method, nor on what was asked for before.
+    """
+
+    def __init__(self, files_a: Sequence[Path], files_b: Sequence[Path], config: Config) -> None:
+        self.files_a, self.files_b, self.seed = files_a, files_b, config.seed
+        self.augmentation = build_augmentation(config)
+
+    def __len__(self) -> int:
+        """Pairs in an epoch: the size of the larger domain."""
+        return max(len(self.files_a), len(self.files_b))
+
+    def __getitem__(self, position: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Two tensors (3, image_size, image_size), float32 in [-1, 1], of domains a and b."""
+        epoch, index = position
+        random_numbers = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3, np.uint64)
+        partner, seed_a, seed_b = (int(number) for number in random_numbers)
+        a_is_larger = len(self.files_a) >= len(self.files_b)
+        index_a = index if a_is_larger else partner % len(self.files_a)
+        index_b = partner % len(self.files_b) if a_is_larger else index
+        return self._load(self.files_a[index_a], seed_a), self._load(self.files_b[index_b], seed_b)
+
+    def _load(self, file: Path, seed: int) -> Tensor:
+        # albumentations keeps random state of its own, which workers would share and epochs repeat
+        self.augmentation.set_random_seed(seed)
+        return image_to_tensor(self.augmentation(image=np.array(read_image(file)))["image"])
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """The (epoch, index) pairs of each training step, in a new order every epoch, from any step on.
+
+    Each epoch's order depends on nothing but the seed and the epoch, so that a run resumes in the middle of one.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, seed: int, first_step: int, num_steps: int) -> None:
+        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+        self.first_step, self.num_steps = first_step, num_steps
+        self.steps_per_epoch = -(-num_items // batch_size)
+
+    def __len__(self) -> int:
+        return self.num_steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first_step, self.num_steps):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if batch == 0 or step == self.first_step:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.num_items)
+            yield [(epoch, int(i)) for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+
+def build_loader(
+    dataset: UnpairedDataset,
+    batches: EpochBatches,
+    num_workers: int,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Batches (real_a, real_b), each (N, 3, H, W) float32 in [-1, 1], read by `num_workers` processes.
+
+    `start_method` is one of multiprocessing's; None is the platform's own.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # the loader draws a seed: not from the generator that training restores
+        multiprocessing_context=multiprocessing.get_context(start_method) if num_workers else None,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    """Leave signals to the training process, which stops its workers itself; OpenCV's threads do not survive a fork."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
+def load_views(files: Sequence[Path], image_size: int) -> Tensor:
+    """Images without augmentation: resized, centre cropped, (N, 3, image_size, image_size) float32 in [-1, 1]."""
+    view = A.Compose([resize_short_side(image_size), A.CenterCrop(image_size, image_size, p=1.0)])
+    return torch.stack([image_to_tensor(view(image=np.array(read_image(file)))["image"]) for file in files])
+
+
+def unpack_demo_faces(target: Path) -> None:
+    """Unpack the rendered faces that come with the program to the folder `target`, which appears only when whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".demo-", dir=target.parent) as folder:
+        with zipfile.ZipFile(DEMO_ZIP) as archive:
+            archive.extractall(Path(folder, "faces"))
+        os.rename(Path(folder, "faces"), target)

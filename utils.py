@@ -1,0 +1,107 @@
+"""Images to tensors and back, image grids, seeds, device. Nothing here knows what a GAN is."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.utils import make_grid
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 89_478_485  # Pillow warns above this and fails above twice this; we refuse above this
+
+
+class UserError(ValueError):
+    """Something the user can put right: programs print its text without a traceback."""
+
+
+def read_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, preview: bool = False) -> Image.Image:
+    """Read the first frame of an image file, whatever its name, as an upright RGB image of 8 bits a channel.
+
+    EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency is laid on white. The whole file is
+    decoded, so that a truncated one does not pass.
+
+    Args:
+        source: path or binary file.
+        min_side: refuse images with a shorter side than this, px.
+        preview: decode a JPEG to a grey eighth of its size, which is faster and as good for finding damage.
+
+    Raises:
+        OSError, ValueError, SyntaxError: no image of these formats, damaged, too small or too large. Pillow has no
+            common error for bad data: some decoders raise others still.
+    """
+    with Image.open(source, formats=IMAGE_FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"too large: {image.width}x{image.height} px, over {MAX_PIXELS} pixels")
+        if min(image.size) < min_side:
+            raise ValueError(f"too small: {image.width}x{image.height} px, under {min_side} px")
+        if preview:
+            image.draft("L", (1, 1))
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("32-bit floating-point images are not supported")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def image_to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """RGB image of 8 bits a channel, (H, W, 3), to a float32 tensor (3, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy: torch wants to own writable memory
+    return pixels.permute(2, 0, 1).contiguous().float() / 127.5 - 1
+
+
+def tensor_to_image(tensor: Tensor) -> Image.Image:
+    """Floating-point tensor (3, H, W) in [-1, 1] to an RGB image: the inverse of `image_to_tensor`, clipped."""
+    pixels = ((tensor.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def image_grid(columns: Sequence[Tensor], padding: int = 2) -> Tensor:
+    """Batches side by side: from C tensors (N, 3, H, W) in [-1, 1], one picture (3, H', W') with N rows of C images."""
+    cells = torch.stack([column.detach().cpu().float() for column in columns], dim=1).flatten(0, 1)
+    grid: Tensor = make_grid(cells, nrow=len(columns), padding=padding, pad_value=1.0)
+    return grid
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global random generators of Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the first of cuda, mps, cpu that is there. UserError if it is not there."""
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    device = torch.device(name)
+    num_gpus = torch.cuda.device_count()
+    if (device.type == "mps" and not has_mps) or (device.type == "cuda" and (device.index or 0) >= num_gpus):
+        raise UserError(f"device {name} is not here: torch sees {num_gpus} CUDA GPUs; try --device auto")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 in hardware and autocast pays: GPUs since Ampere; not asked of a CPU."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path as text that can be shown on one line, whatever its name holds: the rest is escaped."""
+    text = os.fspath(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
