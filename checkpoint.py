@@ -1,0 +1,289 @@
+"""A run's state on disk: written atomically, verified when read, exactly resumable; and generators for everybody else.
+
+A checkpoint is a plain dict of state dicts and JSON values that `torch.load(weights_only=True)` takes:
+`gen_ab`, `gen_ba`, `ema_gen_ab`, `ema_gen_ba`, `disc_a`, `disc_b`, `opt_gen`, `opt_disc`, `pool_a`, `pool_b`, `random`
+(the state of all global random generators), `step` (finished steps; the position in the epoch and the learning rate
+follow from it), `epoch`, `data` (fingerprints of the training images) and `config`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from config import Config, from_dict, to_dict
+from generator_model import Generator
+from utils import UserError, printable
+
+Direction = Literal["ab", "ba"]
+MAY_DIFFER = {"preset", "runs_dir", "run_name", "num_workers", "log_every_steps", "sample_every_steps", "num_samples",
+              "checkpoint_every_steps", "keep_checkpoints", "keep_every_epochs"}  # fmt: skip
+MAY_GROW = {"num_epochs", "num_decay_epochs", "max_steps"}
+
+
+class CheckpointError(UserError):
+    """A file that cannot be used as a checkpoint, and why."""
+
+
+@contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Make the folder and hold it, so that no second process trains in it; UserError that names the one that does."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(run_dir / ".lock"), run_dir / ".lock.pid"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = holder.read_text() if holder.exists() else "unknown"
+        raise UserError(
+            f"process {pid} is training in {printable(run_dir)} already\n"
+            "wait for it, stop it, or choose another folder with --run-name"
+        ) from None
+    try:
+        holder.write_text(str(os.getpid()))
+        yield
+    finally:
+        lock.release()
+
+
+# --- Saving
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """Write `state` to folder/step_NNNNNNNN.pt; however it is interrupted, the file is there whole or not at all."""
+    path = folder / f"step_{state['step']:08d}.pt"
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        torch.save(state, file)
+    return path
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary file's path to write to, which becomes `path` when the block ends without an error.
+
+    Raises:
+        UserError: the disk is full or the file cannot be written; nothing is left of it, and an older `path` stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+        _flush_to_disk(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer makes a RuntimeError of an OSError
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise UserError(
+            f"could not write {printable(path)}: {reason}\n"
+            "what was there before is untouched; make room and run the command again"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """fsync a file or, where the system can, a folder."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def prune_checkpoints(folder: Path, step: int, keep: int, keep_every_steps: int) -> None:
+    """Delete checkpoints up to `step` but the newest `keep` and those at multiples of `keep_every_steps` (0: none).
+
+    Checkpoints beyond `step` are left alone: a resumed run found them broken and will overwrite them.
+    """
+    kept = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= step]
+    for path in kept[:-keep]:
+        if not keep_every_steps or checkpoint_step(path) % keep_every_steps:
+            path.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a save left behind when the process was killed in it."""
+    for path in folder.glob("*.tmp"):
+        path.unlink()
+
+
+# --- Loading
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint files in a folder, by step."""
+    return sorted((path for path in folder.glob("step_*.pt") if _STEP.fullmatch(path.name)), key=checkpoint_step)
+
+
+_STEP = re.compile(r"step_(\d+)\.pt")
+
+
+def checkpoint_step(path: Path) -> int:
+    """The number of finished steps that a checkpoint's name gives."""
+    match = _STEP.fullmatch(path.name)
+    assert match, path
+    return int(match[1])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The verified content of a checkpoint file, on the CPU; CheckpointError where it is damaged or something else.
+
+    Nothing in the file is executed: `weights_only` refuses any pickle that holds more than tensors and plain values.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise CheckpointError(f"{printable(path)} is damaged: wrong checksum in {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a hostile or broken file can make the unpickler raise anything
+        reason = "it holds more than tensors and plain values" if "weights_only" in str(error) else error
+        raise CheckpointError(f"{printable(path)} is no checkpoint: {str(reason).splitlines()[0]}") from error
+    if not isinstance(state, dict) or not {"step", "config", "ema_gen_ab", "ema_gen_ba"} <= state.keys():
+        raise CheckpointError(f"{printable(path)} is no checkpoint of this program (import other weights first)")
+    return state
+
+
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[CheckpointError]]:
+    """The newest whole checkpoint in a folder (None where there is none), and what is wrong with newer ones."""
+    broken: list[CheckpointError] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return read_checkpoint(path), broken
+        except CheckpointError as error:
+            broken.append(error)
+    return None, broken
+
+
+def check_resumable(saved: dict[str, Any], config: Config, data: dict[str, str]) -> None:
+    """UserError that names every difference, unless a run with these values may go on from the checkpoint `saved`."""
+    old, new = to_dict(saved_config(saved)), to_dict(config)
+    old_steps, new_steps = old["max_steps"] or float("inf"), new["max_steps"] or float("inf")  # 0: no limit
+    free = MAY_DIFFER | {name for name in MAY_GROW if new[name] >= old[name]}
+    free = free | {"max_steps"} if new_steps >= old_steps else free - {"max_steps"}
+    changes = [(name, old[name], new[name]) for name in old if name not in free and old[name] != new[name]]
+    changes += [(f"images of {x}", saved["data"][x], data[x]) for x in data if saved["data"][x] != data[x]]
+    if changes:
+        listed = ", ".join(f"{name} {before!r} -> {now!r}" for name, before, now in changes)
+        raise UserError(
+            f"this run was begun with other settings: {listed}\n"
+            "to resume it give the command it was begun with; to start afresh choose another --run-name"
+        )
+
+
+def saved_config(saved: dict[str, Any]) -> Config:
+    """The configuration in a checkpoint; CheckpointError where this version of the program does not understand it."""
+    try:
+        return from_dict(saved["config"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint's configuration is not one of this version: {error}") from error
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all global random generators, in types that `torch.load(weights_only=True)` takes."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo everything drawn since `random_state`; GPUs that are not there any more are passed over."""
+    name, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, index)
+
+
+# --- Generators for everybody else
+
+
+def build_generator(config: Config) -> Generator:
+    """An untrained generator as the configuration describes it."""
+    return Generator(config.resolved_num_residuals, config.base_channels, config.padding, config.global_skip,
+                     config.norm_first, config.init_std)  # fmt: skip
+
+
+def load_generator(path: str | os.PathLike[str], direction: Direction, ema: bool = True) -> Generator:
+    """The trained generator of one direction, on the CPU, in evaluation mode.
+
+    Args:
+        path: a run's folder (its newest whole checkpoint), a checkpoint, or a .safetensors file of `export_weights`.
+        direction: "ab" (domain a to b) or "ba".
+        ema: the moving average of the weights; otherwise the raw weights, which .safetensors files do not hold.
+
+    Raises:
+        UserError: no such file, a damaged one, one of another program or architecture, or an unknown direction.
+    """
+    if direction not in ("ab", "ba"):
+        raise UserError(f'direction must be "ab" or "ba", got {direction!r}')
+    path = Path(path)
+    name = f"gen_{direction}"
+    if path.suffix == ".safetensors":
+        if not ema:
+            raise UserError(f"{printable(path)} holds only the averaged weights; take a checkpoint for the raw ones")
+        config, weights = _read_safetensors(path, name)
+    else:
+        saved = _read_run_or_checkpoint(path)
+        config, weights = saved_config(saved), saved["ema_" + name if ema else name]
+    generator = build_generator(config)
+    try:
+        generator.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{printable(path)} does not fit the network it describes: {name} differs") from error
+    return generator.eval()
+
+
+def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Write both generators' averaged weights, from a run's folder or a checkpoint, to a .safetensors file.
+
+    The file's metadata holds the configuration as JSON under "config". UserError as for `load_generator`.
+    """
+    saved = _read_run_or_checkpoint(Path(source))
+    tensors = {f"{name}.{key}": tensor.contiguous() for name in ("gen_ab", "gen_ba")
+               for key, tensor in saved["ema_" + name].items()}  # fmt: skip
+    with atomic_write(Path(target)) as temporary:
+        save_file(tensors, temporary, metadata={"config": json.dumps(to_dict(saved_config(saved)))})
+
+
+def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        return read_checkpoint(path)
+    saved, broken = newest_checkpoint(path / "checkpoints")
+    if saved is None:
+        raise CheckpointError(str(broken[0]) if broken else f"no checkpoint in {printable(path / 'checkpoints')}")
+    return saved
+
+
+def _read_safetensors(path: Path, name: str) -> tuple[Config, dict[str, Tensor]]:
+    """Configuration and one generator's weights from a file of `export_weights`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = from_dict(json.loads((file.metadata() or {})["config"]))
+            keys = [key for key in file.keys() if key.startswith(name + ".")]  # noqa: SIM118
+            return config, {key.removeprefix(name + "."): file.get_tensor(key) for key in keys}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{printable(path)} holds no weights of this program: {error!r}") from error
