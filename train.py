@@ -1,0 +1,387 @@
+"""Train a CycleGAN: two generators and two discriminators on two folders of unpaired images (Zhu et al. 2017).
+
+`python train.py --help` lists every knob, `python train.py --preset demo` needs no data. To resume a run, give the
+same command again.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from config import Config, parse_args, to_dict
+
+if __name__ == "__main__":
+    config = parse_args()  # before torch is loaded: --help and mistakes are answered at once
+
+import copy
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+import checkpoint
+from dataset import (
+    EpochBatches,
+    ImageFolder,
+    UnpairedDataset,
+    build_loader,
+    find_images,
+    load_views,
+    training_images,
+    unpack_demo_faces,
+)
+from discriminator_model import Discriminator
+from generator_model import Generator
+from losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss
+from metrics import mean_absolute_error, translate_batch
+from run_log import RunLog
+from utils import UserError, has_fast_bf16, image_grid, pick_device, printable, seed_everything
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient is infinite or not a number; the weights have not been changed by it."""
+
+
+@dataclass
+class Model:
+    """Everything that training changes. Each field's `state_dict` is an entry of the checkpoint."""
+
+    gen_ab: Generator
+    gen_ba: Generator
+    ema_gen_ab: Generator
+    ema_gen_ba: Generator
+    disc_a: Discriminator
+    disc_b: Discriminator
+    opt_gen: torch.optim.Adam
+    opt_disc: torch.optim.Adam
+    pool_a: ImagePool
+    pool_b: ImagePool
+
+    def state_dict(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name).state_dict() for field in fields(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for field in fields(self):
+            getattr(self, field.name).load_state_dict(state[field.name])
+
+
+def build_model(config: Config, device: torch.device) -> Model:
+    """Networks with fresh weights, their optimisers, and empty image pools."""
+    gen_ab, gen_ba = (checkpoint.build_generator(config).to(device) for _ in range(2))
+    disc_a, disc_b = (Discriminator(config.base_channels, config.init_std).to(device) for _ in range(2))
+    model = Model(
+        gen_ab=gen_ab,
+        gen_ba=gen_ba,
+        ema_gen_ab=copy.deepcopy(gen_ab).requires_grad_(False),
+        ema_gen_ba=copy.deepcopy(gen_ba).requires_grad_(False),
+        disc_a=disc_a,
+        disc_b=disc_b,
+        opt_gen=build_adam((gen_ab, gen_ba), config),
+        opt_disc=build_adam((disc_a, disc_b), config),
+        pool_a=ImagePool(config.pool_size, seed=2 * config.seed),
+        pool_b=ImagePool(config.pool_size, seed=2 * config.seed + 1),
+    )
+    if config.compile:
+        for network in (gen_ab, gen_ba, disc_a, disc_b):
+            network.compile()
+    return model
+
+
+def build_adam(networks: Sequence[nn.Module], config: Config) -> torch.optim.Adam:
+    """One optimiser for the parameters of several networks."""
+    parameters = [parameter for network in networks for parameter in network.parameters()]
+    return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, 0.999))
+
+
+def train_step(model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp: bool) -> dict[str, Tensor]:
+    """One step of the algorithm: both generators, then both discriminators (paper sections 3, 4 and 7.1).
+
+    Args:
+        model: networks, optimisers and pools, all of which it changes.
+        real_a, real_b: images (N, 3, H, W) in [-1, 1] of domains a and b, on the networks' device.
+        config: the loss weights, the kind of adversarial loss and the order of the updates.
+        amp: compute in bfloat16 where autocast thinks it safe.
+
+    Returns:
+        Losses, mean scores and gradient norms by name, detached scalars.
+
+    Raises:
+        NonFiniteError: before an optimiser would apply a gradient that is not finite.
+    """
+    m, autocast = model, torch.autocast(real_a.device.type, torch.bfloat16, enabled=amp)
+
+    # Translate both ways, and each domain into itself; then translate back.
+    with autocast:
+        fake_b, idt_b = m.gen_ab(torch.cat([real_a, real_b])).chunk(2)  # G(x), G(y)
+        fake_a, idt_a = m.gen_ba(torch.cat([real_b, real_a])).chunk(2)  # F(y), F(x)
+        rec_a, rec_b = m.gen_ba(fake_b), m.gen_ab(fake_a)  # F(G(x)), G(F(y))
+
+    disc_losses = update_discriminators(m, real_a, real_b, fake_a, fake_b, config, amp) if config.disc_first else {}
+
+    # Make the generators fool frozen discriminators, undo each other and leave their target domain alone.
+    set_requires_grad((m.disc_a, m.disc_b), False)
+    with autocast:
+        gan_ab = gan_loss(m.disc_b(fake_b), True, config.gan_sigmoid)  # paper Eq. 1, G: x -> y
+        gan_ba = gan_loss(m.disc_a(fake_a), True, config.gan_sigmoid)  # paper Eq. 1, F: y -> x
+        cycle_a, cycle_b = cycle_loss(rec_a, real_a), cycle_loss(rec_b, real_b)  # paper Eq. 2
+        identity_a, identity_b = identity_loss(idt_a, real_a), identity_loss(idt_b, real_b)  # paper section 5.2
+        cycle, identity = cycle_a + cycle_b, identity_a + identity_b
+        total = gan_ab + gan_ba + config.lambda_cycle * (cycle + config.lambda_identity * identity)  # paper Eq. 3
+    gen_losses = {"gen": total, "gan_ab": gan_ab, "gan_ba": gan_ba, "cycle_a": cycle_a, "cycle_b": cycle_b,
+                  "identity_a": identity_a, "identity_b": identity_b}  # fmt: skip
+    gen_losses = descend(m.opt_gen, "gen", total, gen_losses)
+
+    if not config.disc_first:
+        disc_losses = update_discriminators(m, real_a, real_b, fake_a, fake_b, config, amp)
+    return gen_losses | disc_losses
+
+
+def update_discriminators(
+    model: Model, real_a: Tensor, real_b: Tensor, fake_a: Tensor, fake_b: Tensor, config: Config, amp: bool
+) -> dict[str, Tensor]:
+    """Teach both discriminators to tell real images from this and earlier steps' fakes; arguments as `train_step`."""
+    m = model
+    set_requires_grad((m.disc_a, m.disc_b), True)
+    with torch.autocast(real_a.device.type, torch.bfloat16, enabled=amp):
+        scores_real_a, scores_fake_a = m.disc_a(torch.cat([real_a, m.pool_a.query(fake_a)])).chunk(2)
+        scores_real_b, scores_fake_b = m.disc_b(torch.cat([real_b, m.pool_b.query(fake_b)])).chunk(2)
+        disc_a = discriminator_loss(scores_real_a, scores_fake_a, config.gan_sigmoid)
+        disc_b = discriminator_loss(scores_real_b, scores_fake_b, config.gan_sigmoid)
+    losses = descend(m.opt_disc, "disc", disc_a + disc_b, {"disc_a": disc_a, "disc_b": disc_b})
+    scores = {"real_a": scores_real_a, "fake_a": scores_fake_a, "real_b": scores_real_b, "fake_b": scores_fake_b}
+    return losses | {f"score/{name}": values.detach().mean() for name, values in scores.items()}
+
+
+def set_requires_grad(networks: Sequence[nn.Module], requires_grad: bool) -> None:
+    for network in networks:
+        network.requires_grad_(requires_grad)
+
+
+def descend(optimizer: torch.optim.Optimizer, name: str, loss: Tensor, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One step down the gradient of `loss`; NonFiniteError, before any weight changes, where that is not finite.
+
+    Returns the losses as "loss/...", detached, and the gradient's norm as "grad_norm/" + name.
+    """
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+    if not torch.isfinite(loss.detach() + norm):
+        bad = [key for key, value in losses.items() if not torch.isfinite(value)] or [f"gradient of {name}"]
+        raise NonFiniteError(f"not finite: {', '.join(bad)}")
+    optimizer.step()
+    return {f"loss/{key}": value.detach() for key, value in losses.items()} | {f"grad_norm/{name}": norm}
+
+
+@torch.no_grad()
+def update_averages(model: Model, step: int, decay: float) -> None:
+    """Move the averaged generators towards the trained ones: ema <- decay ema + (1 - decay) weights.
+
+    Early on the decay is smaller, (1 + step) / (10 + step), so that the average soon forgets the initial weights.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    for average, network in ((model.ema_gen_ab, model.gen_ab), (model.ema_gen_ba, model.gen_ba)):
+        for averaged, trained in zip(average.parameters(), network.parameters(), strict=True):
+            averaged.lerp_(trained, 1 - decay)
+
+
+def learning_rate_at(step: int, steps_per_epoch: int, config: Config) -> float:
+    """The learning rate of the step after `step` finished ones: constant, then linear to zero (paper section 4).
+
+    Departs from the paper's code: it falls with every step, not once an epoch.
+    """
+    decay_steps = config.num_decay_epochs * steps_per_epoch
+    steps_left = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch - step
+    return config.learning_rate * min(1.0, steps_left / max(decay_steps, 1))
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM append their number to, instead of ending the process; a second one ends it."""
+    requests: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if requests:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        requests.append(number)
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def sample_grid(model: Model, view_a: Tensor, view_b: Tensor) -> Tensor:
+    """The averaged generators on fixed images: rows of real_a, fake_b, rec_a, real_b, fake_a, rec_b; (3, H', W')."""
+    fake_b, fake_a = (translate_batch(g, x, 1) for g, x in ((model.ema_gen_ab, view_a), (model.ema_gen_ba, view_b)))
+    rec_a, rec_b = translate_batch(model.ema_gen_ba, fake_b, 1), translate_batch(model.ema_gen_ab, fake_a, 1)
+    return image_grid([view_a, fake_b, rec_a, view_b, fake_a, rec_b])
+
+
+def paired_report(model: Model, config: Config, pairs: tuple[ImageFolder, ImageFolder]) -> str:
+    """How far translations of held-out true pairs are from the truth, beside doing nothing."""
+    view_a, view_b = (load_views(folder.files, config.image_size) for folder in pairs)
+    nothing = mean_absolute_error(view_a, view_b)
+    lines = [f"mean absolute error to the truth on {len(view_a)} held-out pairs, images in [0, 1]:",
+             f"  doing nothing: {nothing:.4f}"]  # fmt: skip
+    for name, generator, source, truth in (
+        (f"{config.domain_a} to {config.domain_b}", model.ema_gen_ab, view_a, view_b),
+        (f"{config.domain_b} to {config.domain_a}", model.ema_gen_ba, view_b, view_a),
+    ):
+        error = mean_absolute_error(translate_batch(generator, source, config.num_samples), truth)
+        lines.append(f"  {name}: {error:.4f} ({error / nothing:.2f} of doing nothing)")
+    return "\n".join(lines)
+
+
+def test_images(config: Config, training: tuple[ImageFolder, ImageFolder]) -> tuple[ImageFolder, ImageFolder]:
+    """The images to show progress on: the test split where there is one, else the training images."""
+    folders = find_images(config, "test") or training
+    names_a, names_b = ([file.relative_to(folder.path) for file in folder.files] for folder in folders)
+    if config.paired_test and names_a != names_b:
+        raise UserError(f"paired_test wants test images of equal names in both domains of {printable(config.data_dir)}")
+    return folders
+
+
+def show_left_out(folders: Sequence[ImageFolder], run_dir: Path, show: int = 10) -> None:
+    """Say which files training goes on without; all of them are listed in the run's left_out.txt."""
+    lines = []
+    for folder in folders:
+        if folder.left_out:
+            total = len(folder.files) + len(folder.left_out)
+            print(f"left out {len(folder.left_out)} of {total} images in {printable(folder.path)}:")
+            reasons = [f"  {printable(file)}: {reason}" for file, reason in folder.left_out]
+            print("\n".join(reasons[:show] + [f"  ... all in {run_dir / 'left_out.txt'}"] * (len(reasons) > show)))
+            lines += reasons
+    if lines:
+        (run_dir / "left_out.txt").write_text("\n".join(lines) + "\n")
+
+
+def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> int:
+    """Load the newest whole checkpoint, if there is one, into the model; returns the number of finished steps."""
+    checkpoint.remove_leftovers(folder)
+    saved, broken = checkpoint.newest_checkpoint(folder)
+    for error in broken:
+        print(f"skipped: {error}")
+    if saved is None:
+        if broken:
+            raise UserError(f"no whole checkpoint is left in {printable(folder)}; start afresh with another --run-name")
+        return 0
+    checkpoint.check_resumable(saved, config, data)
+    model.load_state_dict(saved)
+    checkpoint.restore_random_state(saved["random"])
+    return int(saved["step"])
+
+
+def train(config: Config, run_dir: Path) -> int:
+    """The whole run in its locked folder, from its newest checkpoint on. Returns the program's exit status."""
+    # Find the images and the device.
+    if config.preset == "demo" and not Path(config.data_dir).exists():
+        unpack_demo_faces(Path(config.data_dir))
+    images = training_images(config)
+    tests = test_images(config, images)
+    show_left_out((*images, *tests) if tests is not images else images, run_dir)
+    dataset = UnpairedDataset(images[0].files, images[1].files, config)
+    data = {"a": images[0].fingerprint, "b": images[1].fingerprint}
+    view_a, view_b = (load_views(folder.files[: config.num_samples], config.image_size) for folder in tests)
+    device = pick_device(config.device)
+    amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
+
+    # Build the networks; where the run was interrupted, go on from there.
+    seed_everything(config.seed)
+    model = build_model(config, device)
+    step = resume(model, run_dir / "checkpoints", config, data)
+    steps_per_epoch = -(-len(dataset) // config.batch_size)
+    num_steps = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch
+    num_steps = min(num_steps, config.max_steps or num_steps)
+    if step >= num_steps:
+        print(
+            f"{printable(run_dir)} is finished: {step} steps; raise --num-epochs to go on, or take another --run-name"
+        )
+        return 0
+    batches = EpochBatches(len(dataset), config.batch_size, config.seed, step, num_steps)
+    loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
+    with checkpoint.atomic_write(run_dir / "config.json") as file:
+        file.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    print(f"{config.domain_a}: {data['a']}; {config.domain_b}: {data['b']}; steps {step} to {num_steps} on {device}"
+          f"{' in bf16' if amp else ''}; watch with: tensorboard --logdir {printable(config.runs_dir)}")  # fmt: skip
+
+    def save() -> None:
+        state = {"step": step, "epoch": step // steps_per_epoch, "config": to_dict(config), "data": data}
+        folder = run_dir / "checkpoints"
+        checkpoint.save_checkpoint(folder, state | {"random": checkpoint.random_state()} | model.state_dict())
+        checkpoint.prune_checkpoints(folder, step, config.keep_checkpoints, config.keep_every_epochs * steps_per_epoch)
+
+    with stop_requests() as stop, RunLog(run_dir, step, num_steps, steps_per_epoch, config) as log:
+        # Show what the generators do before the first step.
+        if step == 0:
+            log.sample(step, sample_grid(model, view_a, view_b))
+
+        # Draw a batch of each domain.
+        for real_a, real_b in loader:
+            # Stop between two steps when asked to.
+            if stop:
+                break
+
+            # Set this step's learning rate.
+            learning_rate = learning_rate_at(step, steps_per_epoch, config)
+            for group in model.opt_gen.param_groups + model.opt_disc.param_groups:
+                group["lr"] = learning_rate
+
+            # Improve the generators and the discriminators, and follow the generators' average.
+            real_a, real_b = real_a.to(device, non_blocking=True), real_b.to(device, non_blocking=True)
+            try:
+                log.collect(train_step(model, real_a, real_b, config, amp))
+            except NonFiniteError as error:
+                hint = "the newest checkpoint is the last good one; try a lower --learning-rate in another --run-name"
+                raise NonFiniteError(f"stopped in step {step + 1}: {error}\n{hint}") from None
+            update_averages(model, step, config.ema_decay)
+            step += 1
+
+            # Report losses, show samples and save everything, each in its own rhythm.
+            if step % config.log_every_steps == 0 or step == num_steps:
+                log.write(step, learning_rate)
+            if step % config.sample_every_steps == 0 or step == num_steps:
+                picture = log.sample(step, sample_grid(model, view_a, view_b))
+            ends_kept_epoch = config.keep_every_epochs and step % (config.keep_every_epochs * steps_per_epoch) == 0
+            if step % config.checkpoint_every_steps == 0 or ends_kept_epoch or step == num_steps:
+                save()
+
+        # Asked to stop: save, and say how to go on.
+        if stop and step < num_steps:
+            save()
+            log.say(f"{signal.Signals(stop[0]).name}: stopped after step {step}; to go on, give the same command again")
+            return 128 + stop[0]
+
+    # Say what came of it.
+    print(f"finished {step} steps; samples in {printable(picture)}")
+    if config.paired_test:
+        print(paired_report(model, config, tests))
+    return 0
+
+
+def main(config: Config) -> int:
+    """Run `train` alone in the run's folder; what the user can put right is told in a few lines, not a traceback."""
+    run_dir = Path(config.runs_dir, config.run_name)
+    try:
+        with checkpoint.lock_run(run_dir):
+            return train(config, run_dir)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main(config))
