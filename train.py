@@ -185,9 +185,9 @@ def descend(optimizer: torch.optim.Optimizer, name: str, loss: Tensor, losses: d
 def update_averages(model: Model, step: int, decay: float) -> None:
     """Move the averaged generators towards the trained ones: ema <- decay ema + (1 - decay) weights.
 
-    Early on the decay is smaller, (1 + step) / (10 + step), so that the average soon forgets the initial weights.
+    Early on the decay is smaller, (1 + step) / (4 + step): an average of roughly the last third of all steps.
     """
-    decay = min(decay, (1 + step) / (10 + step))
+    decay = min(decay, (1 + step) / (4 + step))
     for average, network in ((model.ema_gen_ab, model.gen_ab), (model.ema_gen_ba, model.gen_ba)):
         for averaged, trained in zip(average.parameters(), network.parameters(), strict=True):
             averaged.lerp_(trained, 1 - decay)

@@ -1,0 +1,77 @@
+"""Small folders of images, small configurations, and one thread: what most tests need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from config import Config
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)
+
+
+def make_image(seed: int, size: tuple[int, int] = (40, 40)) -> Image.Image:
+    """A smooth random RGB image, width x height."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def make_folders(root: Path, num_a: int = 6, num_b: int = 4) -> Path:
+    """train/ and test/ folders of both domains; every image differs."""
+    for split, offset in (("train", 0), ("test", 1000)):
+        for domain, count, first in (("european", num_a, 0), ("asian", num_b, 500)):
+            folder = root / split / domain
+            folder.mkdir(parents=True)
+            for i in range(count):
+                make_image(offset + first + i).save(folder / f"{i:04d}.png")
+    return root
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return make_folders(tmp_path / "data")
+
+
+@pytest.fixture
+def tiny(data_dir: Path, tmp_path: Path) -> Callable[..., Config]:
+    """A configuration of a run that takes a second: `tiny(num_epochs=2)`."""
+
+    def build(**knobs: object) -> Config:
+        base = Config(
+            data_dir=str(data_dir), runs_dir=str(tmp_path / "runs"), run_name="tiny", image_size=32, base_channels=4,
+            num_residuals=1, num_epochs=1, num_decay_epochs=1, num_workers=0, num_samples=2, pool_size=3,
+            log_every_steps=2, sample_every_steps=100, checkpoint_every_steps=3, device="cpu",
+        )  # fmt: skip
+        return replace(base, **knobs)  # type: ignore[arg-type]
+
+    return build
+
+
+def start_train(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """`python train.py` with one thread, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_train(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run `python train.py` to its end."""
+    process = start_train(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -1,0 +1,109 @@
+"""The dashboard: flags, presets, checks."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from config import PRESETS, Config, from_dict, parse_args, to_dict
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_knob_is_a_flag_and_its_comment_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_args(["--help"])
+    assert stop.value.code == 0
+    shown = re.sub(r"[\s│]+", "", capsys.readouterr().out)
+    source = (ROOT / "config.py").read_text()
+    for field in fields(Config):
+        comment = re.search(rf"^    {field.name}: .*?  # (.*)$", source, re.MULTILINE)
+        assert comment, f"{field.name} has no comment"
+        assert "--" + field.name.replace("_", "-") in shown
+        assert re.sub(r"\s", "", comment[1]) in shown, field.name
+
+
+def test_help_comes_within_three_seconds_and_without_torch() -> None:
+    start = time.perf_counter()
+    command = [sys.executable, "-X", "importtime", "train.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 3
+    assert "--image-size" in done.stdout
+    assert "torch" not in done.stderr
+
+
+def test_flags_win_over_the_preset_wherever_it_stands() -> None:
+    for argv in (["--image-size", "96", "--preset", "demo"], ["--preset=demo", "--image-size=96"]):
+        assert parse_args(argv) == replace(PRESETS["demo"], image_size=96)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_know_their_names(name: str) -> None:
+    assert PRESETS[name].preset == name == PRESETS[name].run_name
+    assert parse_args(["--preset", name]) == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--image-size", "30"], "image_size must be a multiple of 4, between 32 and 4096, got 30"),
+        (["--image-size", "abc"], "--image-size: invalid literal for int() with base 10: 'abc'"),
+        (["--flip-prob", "1.5"], "flip_prob must be between 0 and 1, got 1.5"),
+        (["--lambda-cycle", "nan"], "lambda_cycle must be at least 0, got nan"),
+        (["--learning-rate", "inf"], "learning_rate must be between 1e-09 and 1, got inf"),
+        (["--padding", "mirror"], "'mirror'"),
+        (["--device", "gpu"], "device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
+        (["--run-name", "a/b"], "run_name must be a plain folder name, got 'a/b'"),
+        (["--domain-b", "European"], "domain_b must differ from domain_a"),
+        (["--keep-checkpoints", "1"], "keep_checkpoints must be at least 2, got 1"),
+        (["--image-sise", "64"], "Perhaps you meant: --image-size"),
+        (["--preset", "papre"], "'papre'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_args(argv)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    assert words in printed
+
+
+def test_values_survive_json() -> None:
+    for config in PRESETS.values():
+        assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "values", [{"image_size": "64"}, {"image_size": True}, {"colour": 1}, {"compile": 1}, {"padding": 3}]
+)
+def test_values_of_wrong_type_or_unknown_name_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        from_dict(values)
+
+
+def test_residual_blocks_follow_the_image_size_unless_set() -> None:
+    sizes = {64: 6, 128: 6, 256: 9, 512: 9}
+    assert {size: Config(image_size=size).resolved_num_residuals for size in sizes} == sizes
+    assert Config(image_size=64, num_residuals=3).resolved_num_residuals == 3
+
+
+def test_the_default_schedule_and_the_paper_are_as_recommended() -> None:
+    config, paper, origin = PRESETS["default"], PRESETS["paper"], PRESETS["origin"]
+    assert (config.num_epochs, config.num_decay_epochs, config.batch_size, config.image_size) == (100, 50, 1, 256)
+    assert (paper.padding, paper.global_skip, paper.ema_decay, paper.pool_size) == ("reflect", False, 0.0, 50)
+    assert (paper.lambda_cycle, paper.lambda_identity, paper.learning_rate, paper.beta1) == (10.0, 0.5, 2e-4, 0.5)
+    assert round(paper.resize_scale * paper.image_size) == 286
+    assert (origin.resolved_num_residuals, origin.padding, origin.norm_first) == (8, "zero", False)
+    assert (origin.lambda_cycle, origin.lambda_identity, origin.pool_size) == (3.0, 0.0, 0)
+    assert (origin.gan_sigmoid, origin.disc_first, origin.init_std) == (True, True, 0.0)

@@ -1,0 +1,269 @@
+"""What is read, what is left out, and that randomness depends on nothing but (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from conftest import make_image
+from PIL import Image
+
+from config import PRESETS, Config
+from dataset import (
+    EpochBatches,
+    UnpairedDataset,
+    build_augmentation,
+    build_loader,
+    find_images,
+    load_views,
+    scan_folder,
+    training_images,
+    unpack_demo_faces,
+)
+from utils import UserError, image_to_tensor
+
+Tiny = Callable[..., Config]
+ALL_AUGMENTATION = {"rotate_degrees": 10.0, "iso_noise_prob": 1.0, "jitter_brightness": 0.2, "jitter_contrast": 0.2,
+                    "jitter_saturation": 0.2, "jitter_hue": 0.1}  # fmt: skip
+
+
+def build(config: Config) -> UnpairedDataset:
+    a, b = training_images(config)
+    return UnpairedDataset(a.files, b.files, config)
+
+
+# --- Folders
+
+
+@pytest.mark.parametrize(
+    ("folder_a", "folder_b"),
+    [("train/european", "train/asian"), ("Train/EUROPEAN", "Train/Asian"), ("trainA", "trainB")],
+)
+def test_both_layouts_and_any_case_are_found(folder_a: str, folder_b: str, tmp_path: Path) -> None:
+    for folder in (folder_a, folder_b):
+        (tmp_path / folder).mkdir(parents=True)
+        make_image(1).save(tmp_path / folder / "1.png")
+    a, b = training_images(Config(data_dir=str(tmp_path)))
+    assert (a.path, b.path) == (tmp_path / folder_a, tmp_path / folder_b)
+
+
+def test_missing_images_say_what_to_do_in_at_most_five_lines(tmp_path: Path) -> None:
+    (tmp_path / "train" / "european").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        training_images(Config(data_dir=str(tmp_path)))
+    text = str(error.value)
+    assert text.count("\n") < 5
+    assert all(words in text for words in (str(tmp_path / "train" / "asian"), ".jpg", "--data-dir", "--preset demo"))
+
+
+def test_bad_files_are_left_out_with_a_reason_and_strangers_are_passed_over(tmp_path: Path) -> None:
+    def save(name: str, content: bytes) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+
+    buffer = io.BytesIO()
+    make_image(1, (64, 64)).save(buffer, "JPEG")
+    good = buffer.getvalue()
+    for name in ("good.jpg", "name without suffix", "sub/folder/ünï\n.JPG", "wrong suffix.png", "not.txt"):
+        save(name, good)
+    save("truncated.jpg", good[: len(good) // 2])
+    save("empty.png", b"")
+    save("text.jpg", b"I am no picture, whatever my name says")
+    for name in ("notes.txt", "Thumbs.db", ".hidden.jpg", ".hidden/x.jpg", "__MACOSX/x.jpg"):
+        save(name, good if name[0] in "._" else b"nothing to see")
+    make_image(1, (15, 40)).save(tmp_path / "icon.png")
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
+    (tmp_path / "circle").symlink_to(tmp_path)
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "good.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+
+    folder = scan_folder(tmp_path)
+
+    usable = {str(path.relative_to(tmp_path)) for path in folder.files}
+    assert usable == {
+        "good.jpg",
+        "name without suffix",
+        "sub/folder/ünï\n.JPG",
+        "wrong suffix.png",
+        "not.txt",
+        "link.jpg",
+    }
+    reasons = {path.name: reason for path, reason in folder.left_out}
+    left_out = "bomb.png dangling.jpg empty.png icon.png loop.jpg pipe.jpg text.jpg truncated.jpg"
+    assert sorted(reasons) == left_out.split()
+    assert "truncated" in reasons["truncated.jpg"].lower()
+    assert reasons["empty.png"] == "empty file"
+    assert reasons["text.jpg"] == "not an image"
+    assert "too small: 15x40 px" in reasons["icon.png"]
+    assert "too large: 12000x12000 px" in reasons["bomb.png"]
+
+
+def test_a_folder_without_a_usable_image_is_an_error(data_dir: Path) -> None:
+    for path in (data_dir / "train" / "asian").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="no usable images"):
+        training_images(Config(data_dir=str(data_dir)))
+
+
+@pytest.mark.slow
+def test_twenty_thousand_files_are_found_and_checked_in_ten_seconds(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    noisy = np.random.default_rng(0).integers(0, 60, (256, 256, 3), dtype=np.uint8)
+    Image.fromarray(noisy + np.asarray(make_image(1, (256, 256))) // 2).save(buffer, "JPEG", quality=75)
+    for i in range(20_000):
+        (tmp_path / f"{i}.jpg").write_bytes(buffer.getvalue())
+    start = time.perf_counter()
+    assert len(scan_folder(tmp_path).files) == 20_000
+    assert time.perf_counter() - start < 10
+
+
+# --- Randomness
+
+
+def test_an_item_depends_on_nothing_but_seed_epoch_and_index(tiny: Tiny) -> None:
+    first, second = build(tiny(**ALL_AUGMENTATION)), build(tiny(**ALL_AUGMENTATION))
+    first[0, 0]  # what was asked for before does not matter
+    for position in [(0, 3), (4, 3)]:
+        assert all(torch.equal(x, y) for x, y in zip(first[position], second[position], strict=True))
+    other_seed = build(tiny(**ALL_AUGMENTATION, seed=1))
+    for other in (first[0, 2], first[1, 3], other_seed[0, 3]):
+        assert not torch.equal(other[0], first[0, 3][0])
+
+
+@pytest.mark.parametrize("start_method", multiprocessing.get_all_start_methods())
+def test_workers_and_start_methods_give_the_same_batches(tiny: Tiny, start_method: str) -> None:
+    config = tiny(**ALL_AUGMENTATION, batch_size=2)
+    images = build(config)
+    batches = EpochBatches(len(images), 2, config.seed, first_step=1, num_steps=7)
+    expected = list(build_loader(images, batches, num_workers=0))
+    actual = list(build_loader(images, batches, num_workers=2, start_method=start_method))
+    assert len(actual) == len(expected) == 6
+    assert all(torch.equal(x, y) for pair in zip(actual, expected, strict=True) for x, y in zip(*pair, strict=True))
+
+
+def test_two_workers_and_two_epochs_never_share_augmentation(tiny: Tiny, data_dir: Path) -> None:
+    """All images are one and the same, so that equal tensors would mean equal parameters."""
+    for path in data_dir.glob("train/*/*"):
+        make_image(7).save(path)
+    config = tiny(**ALL_AUGMENTATION)
+    images = build(config)
+    batches = EpochBatches(len(images), 1, config.seed, first_step=0, num_steps=2 * len(images))
+    seen = [x.numpy().tobytes() for pair in build_loader(images, batches, num_workers=2) for x in pair]
+    assert len(set(seen)) == len(seen) == 2 * 2 * len(images)
+
+
+def test_an_epoch_shows_the_larger_folder_once_with_partners_fresh_every_epoch(tiny: Tiny, data_dir: Path) -> None:
+    config = tiny(flip_prob=0.0, resize_scale=1.0)
+    images = build(config)
+    views = [load_views(files, 32) for files in (images.files_a, images.files_b)]
+
+    def which(x: torch.Tensor, domain: int) -> int:
+        return int((views[domain] - x).abs().sum((1, 2, 3)).argmin())
+
+    epochs = []
+    for epoch in range(8):
+        steps = range(epoch * len(images), (epoch + 1) * len(images))
+        order = [batch[0] for batch in EpochBatches(len(images), 1, 0, steps.start, steps.stop)]
+        epochs.append([(which(a, 0), which(b, 1)) for a, b in (images[position] for position in order)])
+    assert all(sorted(a for a, _ in pairs) == list(range(6)) for pairs in epochs)
+    assert len({tuple(a for a, _ in pairs) for pairs in epochs}) == 8, "two epochs had the same order"
+    assert len({tuple(sorted(pairs)) for pairs in epochs}) == 8, "two epochs had the same partners"
+    assert {b for pairs in epochs for _, b in pairs} == set(range(4))
+
+
+def test_the_order_of_an_epoch_is_the_same_from_any_step_on() -> None:
+    whole = list(EpochBatches(5, 2, seed=1, first_step=0, num_steps=9))
+    assert [len(batch) for batch in whole] == [2, 2, 1] * 3
+    for first in range(9):
+        batches = EpochBatches(5, 2, seed=1, first_step=first, num_steps=9)
+        assert list(batches) == whole[first:]
+        assert len(batches) == 9 - first
+
+
+# --- Pixels
+
+
+def test_without_augmentation_an_image_stays_as_it_is(tiny: Tiny, data_dir: Path) -> None:
+    images = build(tiny(flip_prob=0.0, resize_scale=1.0, image_size=40))
+    real_a, _ = images[0, 2]
+    assert torch.equal(real_a, image_to_tensor(Image.open(data_dir / "train/european/0002.png")))
+
+
+def test_each_augmentation_knob_adds_its_own_step(tiny: Tiny) -> None:
+    def steps(**knobs: float) -> list[str]:
+        return [type(step).__name__ for step in build_augmentation(tiny(**knobs)).transforms]
+
+    plain = ["SmallestMaxSize", "RandomCrop", "HorizontalFlip"]
+    assert steps() == plain
+    assert steps(rotate_degrees=5.0) == ["SmallestMaxSize", "Rotate", "RandomCrop", "HorizontalFlip"]
+    assert steps(jitter_hue=0.1) == [*plain, "ColorJitter"]
+    assert steps(iso_noise_prob=0.5) == [*plain, "ISONoise"]
+
+
+def test_no_augmentation_warns_about_its_arguments(recwarn: pytest.WarningsRecorder) -> None:
+    build_augmentation(PRESETS["origin"])
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_flips_happen_as_often_as_asked(tiny: Tiny) -> None:
+    ramp = np.repeat(np.arange(32, dtype=np.uint8)[None, :, None] * 8, 32, axis=0).repeat(3, axis=2)
+    pipeline: A.Compose = build_augmentation(tiny(resize_scale=1.0, flip_prob=0.25))
+    flipped = 0
+    for seed in range(1000):
+        pipeline.set_random_seed(seed)
+        flipped += int(pipeline(image=ramp)["image"][0, 0, 0] > 100)
+    assert 0.2 < flipped / 1000 < 0.3  # 3.6 standard deviations
+
+
+def test_shrinking_averages_instead_of_aliasing() -> None:
+    stripes = Image.fromarray((np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
+    buffer = io.BytesIO()
+    stripes.save(buffer, "PNG")
+    shrunk = load_views([buffer], 32)  # type: ignore[list-item]
+    assert shrunk.abs().max() < 0.02
+
+
+def test_views_keep_the_aspect_and_take_the_centre(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (90, 30), "red")
+    wide.paste("white", (30, 0, 60, 30))
+    wide.save(tmp_path / "wide.png")
+    assert (load_views([tmp_path / "wide.png"], 60)[0, :, :, 1:-1] > 0.99).all()
+
+
+# --- Demo faces
+
+
+def test_the_demo_faces_appear_whole(tmp_path: Path) -> None:
+    unpack_demo_faces(tmp_path / "dataset" / "demo")
+    config = Config(data_dir=str(tmp_path / "dataset" / "demo"))
+    assert [len(folder.files) for folder in training_images(config)] == [400, 400]
+    pairs = find_images(config, "test")
+    assert pairs is not None
+    assert [file.name for file in pairs[0].files] == [file.name for file in pairs[1].files]
+    assert os.listdir(tmp_path / "dataset") == ["demo"]
+
+
+def test_an_interrupted_unpacking_leaves_no_demo_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(KeyboardInterrupt):
+        unpack_demo_faces(tmp_path / "demo")
+    assert os.listdir(tmp_path) == []
+
+
+def test_importing_the_data_room_asks_no_network() -> None:
+    assert "albumentations" in sys.modules
+    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"

@@ -1,0 +1,92 @@
+"""The generator, against the paper's layer list."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from generator_model import Generator
+
+
+def count_from_the_layer_list(num_residuals: int, c: int = 64) -> int:
+    """Weights and biases of c7s1-64, d128, d256, R256 x n, u128, u64, c7s1-3."""
+    layers = [(3, c, 7), (c, 2 * c, 3), (2 * c, 4 * c, 3), *[(4 * c, 4 * c, 3)] * 2 * num_residuals]
+    layers += [(4 * c, 2 * c, 3), (2 * c, c, 3), (c, 3, 7)]
+    return sum(inputs * outputs * kernel**2 + outputs for inputs, outputs, kernel in layers)
+
+
+@pytest.mark.parametrize(("num_residuals", "published"), [(9, 11_378_179), (8, 10_198_019), (6, 7_837_699)])
+def test_parameters_are_those_of_the_layer_list(num_residuals: int, published: int) -> None:
+    count = sum(parameter.numel() for parameter in Generator(num_residuals).parameters())
+    assert count == published == count_from_the_layer_list(num_residuals)
+
+
+def reference_forward(state: dict[str, Tensor], x: Tensor, num_residuals: int, mode: str) -> Tensor:
+    """The paper's network, written with functions, on the same weights taken in order."""
+    weights = iter(state.values())
+
+    def conv(x: Tensor, pad: int, stride: int = 1) -> Tensor:
+        weight, bias = next(weights), next(weights)
+        if stride == 2:
+            return F.conv2d(x, weight, bias, stride=2, padding=1)
+        return F.conv2d(F.pad(x, [pad] * 4, mode=mode), weight, bias)
+
+    def normalise(x: Tensor) -> Tensor:
+        mean, var = x.mean((2, 3), keepdim=True), x.var((2, 3), keepdim=True, unbiased=False)
+        return (x - mean) / (var + 1e-5).sqrt()
+
+    x = normalise(conv(x, 3)).relu()
+    x = normalise(conv(x, 1, stride=2)).relu()
+    x = normalise(conv(x, 1, stride=2)).relu()
+    for _ in range(num_residuals):
+        x = x + normalise(conv(normalise(conv(x, 1)).relu(), 1))
+    for _ in range(2):
+        up = F.conv_transpose2d(x, next(weights), next(weights), stride=2, padding=1, output_padding=1)
+        x = normalise(up).relu()
+    return conv(x, 3).tanh()
+
+
+@pytest.mark.parametrize(("padding", "mode"), [("reflect", "reflect"), ("zero", "constant")])
+def test_forward_equals_the_paper_written_with_functions(padding: str, mode: str) -> None:
+    generator = Generator(2, 8, padding).double()  # type: ignore[arg-type]
+    x = torch.rand(2, 3, 32, 40, dtype=torch.float64) * 2 - 1
+    expected = reference_forward(generator.state_dict(), x, 2, mode)
+    torch.testing.assert_close(generator(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_with_a_global_skip_an_untrained_generator_returns_every_grey_level() -> None:
+    greys = torch.arange(256).float() / 127.5 - 1
+    x = greys.reshape(1, 1, 16, 16).repeat(1, 3, 2, 2)
+    returned = Generator(1, 4, "zero", global_skip=True)(x)
+    assert torch.equal(((returned + 1) * 127.5).round(), ((x + 1) * 127.5).round())
+
+
+def test_with_a_global_skip_white_and_black_still_learn() -> None:
+    generator = Generator(1, 4, "zero", global_skip=True)
+    generator(torch.ones(1, 3, 32, 32)).mean().backward()
+    gradient = generator.last[-1].bias.grad  # type: ignore[union-attr]
+    assert isinstance(gradient, Tensor)
+    assert torch.isfinite(gradient).all()
+    assert (gradient > 0).all()
+
+
+def test_initial_weights_are_normal_with_a_spread_of_two_hundredths() -> None:
+    torch.manual_seed(0)
+    generator = Generator(2, 32)
+    weights = torch.cat([p.flatten() for name, p in generator.named_parameters() if name.endswith("weight")])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.01)
+    assert all((p == 0).all() for name, p in generator.named_parameters() if name.endswith("bias"))
+    assert any((p != 0).any() for name, p in Generator(2, 32, init_std=0).named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize("size", [(33, 32), (32, 34)])
+def test_a_side_that_would_change_is_an_error(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="multiples of 4"):
+        Generator(1, 4)(torch.zeros(1, 3, *size))
+
+
+def test_the_output_keeps_the_type_of_the_input_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Generator(1, 4, "zero", global_skip=True)(torch.zeros(1, 3, 32, 32)).dtype == torch.float32

@@ -1,0 +1,68 @@
+"""Losses by hand, and the image pool against its description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss
+
+
+def test_the_adversarial_loss_is_the_mean_squared_distance_to_one_or_zero() -> None:
+    scores = torch.tensor([0.0, 0.5, 2.0])
+    assert gan_loss(scores, True).item() == pytest.approx((1 + 0.25 + 1) / 3)
+    assert gan_loss(scores, False).item() == pytest.approx((0 + 0.25 + 4) / 3)
+
+
+def test_a_sigmoid_comes_before_the_squared_error() -> None:
+    assert gan_loss(torch.zeros(4), True, sigmoid=True).item() == pytest.approx(0.25)
+    assert gan_loss(torch.full((4,), 30.0), True, sigmoid=True).item() == pytest.approx(0.0)
+
+
+def test_the_discriminators_loss_is_halved() -> None:
+    assert discriminator_loss(torch.zeros(5), torch.ones(5)).item() == 1.0
+    assert discriminator_loss(torch.ones(5), torch.zeros(5)).item() == 0.0
+
+
+@pytest.mark.parametrize("loss", [cycle_loss, identity_loss])
+def test_cycle_and_identity_are_mean_absolute_differences(loss: Callable[..., torch.Tensor]) -> None:
+    assert loss(torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])).item() == pytest.approx(1.0)
+
+
+def numbered(first: int, count: int = 1) -> torch.Tensor:
+    return torch.arange(first, first + count).float().reshape(-1, 1, 1, 1)
+
+
+def test_a_pool_first_fills_and_then_swaps_half_of_what_it_sees() -> None:
+    pool = ImagePool(50, seed=0)
+    assert all(pool.query(numbered(i)).item() == i for i in range(50))
+    returned = [int(pool.query(numbered(i)).item()) for i in range(50, 4050)]
+    old = [number for i, number in zip(range(50, 4050), returned, strict=True) if number != i]
+    assert 0.47 < len(old) / 4000 < 0.53  # four standard deviations around one half
+    assert len(set(old)) == len(old), "an image left the pool twice"
+    held = [int(image.item()) for image in pool.images]
+    assert sorted(old + held) == sorted(set(range(4050)) - set(returned) | set(old)), "an image was lost"
+
+
+def test_a_pool_of_size_zero_returns_what_it_is_shown() -> None:
+    pool = ImagePool(0, seed=0)
+    assert torch.equal(pool.query(numbered(0, 5)), numbered(0, 5))
+
+
+def test_a_pool_detaches_and_copies() -> None:
+    images = torch.zeros(2, 1, 1, 1, requires_grad=True)
+    pool = ImagePool(2, seed=0)
+    assert not pool.query(images).requires_grad
+    with torch.no_grad():
+        images += 1
+    assert all(image.item() == 0 for image in pool.images)
+
+
+def test_a_restored_pool_goes_on_as_the_first() -> None:
+    pool = ImagePool(4, seed=1)
+    pool.query(numbered(0, 9))
+    copy = ImagePool(4, seed=99)
+    copy.load_state_dict(pool.state_dict())
+    assert torch.equal(pool.query(numbered(9, 30)), copy.query(numbered(9, 30)))

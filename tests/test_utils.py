@@ -1,0 +1,152 @@
+"""Images to tensors and back; every kind of file that training may meet."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_image
+from PIL import Image
+
+from utils import (
+    UserError,
+    image_grid,
+    image_to_tensor,
+    pick_device,
+    printable,
+    read_image,
+    seed_everything,
+    tensor_to_image,
+)
+
+
+def test_tensors_and_images_are_inverse_for_every_grey_level() -> None:
+    pixels = np.arange(256 * 3, dtype=np.uint16).reshape(16, 16, 3).astype(np.uint8)
+    tensor = image_to_tensor(pixels)
+    assert (tensor.shape, tensor.dtype) == ((3, 16, 16), torch.float32)
+    assert (tensor.min().item(), tensor.max().item()) == (-1.0, 1.0)
+    assert np.array_equal(np.asarray(tensor_to_image(tensor)), pixels)
+
+
+def test_values_outside_the_range_are_clipped() -> None:
+    image = tensor_to_image(torch.tensor([-3.0, 0.0, 3.0]).reshape(3, 1, 1))
+    assert image.getpixel((0, 0)) == (0, 128, 255)
+
+
+def grey_ramp(dtype: type) -> np.ndarray:
+    """0, 1/255, ... 1 of the type's range, 16 x 16."""
+    return (np.arange(256) * (np.iinfo(dtype).max // 255)).astype(dtype).reshape(16, 16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(suffix: str, tmp_path: Path) -> None:
+    Image.fromarray(grey_ramp(np.uint16)).save(tmp_path / f"x.{suffix}")
+    read = np.asarray(read_image(tmp_path / f"x.{suffix}"))
+    assert np.array_equal(read, np.repeat(grey_ramp(np.uint8)[..., None], 3, axis=2))
+
+
+WRITTEN = [
+    *((mode, "png") for mode in ("1", "L", "P", "RGB")),
+    *((mode, "jpg") for mode in ("L", "RGB", "CMYK", "YCbCr")),
+    *((mode, "tif") for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr")),
+    *((mode, "bmp") for mode in ("L", "P", "RGB")),
+    ("P", "gif"),
+    ("RGB", "webp"),
+]
+
+
+@pytest.mark.parametrize(("mode", "suffix"), WRITTEN)
+def test_every_mode_of_every_format_reads_as_rgb(mode: str, suffix: str, tmp_path: Path) -> None:
+    image = make_image(3, (24, 20)).convert(mode)
+    image.save(tmp_path / f"x.{suffix}")
+    read = read_image(tmp_path / f"x.{suffix}")
+    assert (read.mode, read.size) == ("RGB", (24, 20))
+    difference = np.abs(np.asarray(read, dtype=int) - np.asarray(image.convert("RGB"), dtype=int)).mean()
+    assert difference < (12 if suffix in ("jpg", "webp") else 1)  # mean grey levels; those two lose detail
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_transparency_is_laid_on_white(mode: str, tmp_path: Path) -> None:
+    image = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    image.paste((200, 0, 0, 255), (0, 0, 10, 20))
+    path = tmp_path / ("x.tif" if mode == "PA" else "x.png")
+    if mode == "P":
+        palette = Image.new("P", (20, 20), 0)
+        palette.putpalette([0, 0, 0, 200, 0, 0])
+        palette.paste(1, (0, 0, 10, 20))
+        palette.save(path, transparency=0)
+    else:
+        image.convert("LA" if mode == "PA" else mode).save(path)
+    read = read_image(path)
+    assert read.getpixel((15, 10)) == (255, 255, 255)
+    assert read.getpixel((5, 10)) == ((200, 0, 0) if mode in ("RGBA", "P") else (60, 60, 60))
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "x.gif").getpixel((3, 3)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_eight_exif_orientations_read_as_one_picture(orientation: int, tmp_path: Path) -> None:
+    upright = make_image(5, (40, 24))
+    undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
+            7: "TRANSVERSE", 8: "ROTATE_270"}  # fmt: skip
+    stored = upright.transpose(Image.Transpose[undo[orientation]]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "x.png")), np.asarray(upright))
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+    make_image(1).save(tmp_path / "x.jpg", format="PNG")
+    assert read_image(tmp_path / "x.jpg").size == (40, 40)
+
+
+def test_a_truncated_file_is_an_error_also_as_a_preview(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    make_image(1, (200, 200)).save(buffer, "JPEG")
+    for preview in (False, True):
+        with pytest.raises(OSError, match="truncated"):
+            read_image(io.BytesIO(buffer.getvalue()[:-200]), preview=preview)
+
+
+def test_the_limits_on_size_are_errors(tmp_path: Path) -> None:
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="too large: 12000x12000"):
+        read_image(tmp_path / "bomb.png")
+    make_image(1, (40, 15)).save(tmp_path / "icon.png")
+    with pytest.raises(ValueError, match="too small: 40x15 px, under 16 px"):
+        read_image(tmp_path / "icon.png", min_side=16)
+
+
+def test_a_grid_has_a_row_for_each_image_and_a_column_for_each_batch() -> None:
+    columns = [torch.full((2, 3, 8, 10), value) for value in (-1.0, 0.0, 0.5)]
+    grid = image_grid(columns, padding=2)
+    assert grid.shape == (3, 2 * 10 + 2, 3 * 12 + 2)
+    assert [grid[0, 5, 5 + 12 * i].item() for i in range(3)] == [-1.0, 0.0, 0.5]
+
+
+def test_seeding_repeats_all_generators() -> None:
+    def draw() -> tuple[float, float]:
+        seed_everything(3)
+        return torch.rand(1).item(), float(np.random.rand())
+
+    assert draw() == draw()
+
+
+def test_a_device_that_is_not_here_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="cuda:1 is not here: torch sees 1"):
+        pick_device("cuda:1")
+    assert pick_device("cuda:0").index == 0
+    assert pick_device("cpu").type == "cpu"
+
+
+def test_odd_names_print_on_one_line() -> None:
+    assert printable("Müller\n\udcff.jpg") == "Müller\\n\\udcff.jpg"
