@@ -162,7 +162,8 @@ PRESETS = {
                       iso_noise_prob=0.15, jitter_brightness=0.15, jitter_contrast=0.15, jitter_saturation=0.025,
                       jitter_hue=0.02),
     "demo": replace(_DEFAULT, preset="demo", run_name="demo", data_dir="dataset/demo", paired_test=True, image_size=64,
-                    base_channels=32, num_epochs=2, num_decay_epochs=2, ema_decay=0.995, sample_every_steps=200,
+                    base_channels=32, resize_scale=1.0, lambda_cycle=5.0, lambda_identity=0.0, num_epochs=1,
+                    num_decay_epochs=2, ema_decay=0.998, sample_every_steps=200,
                     checkpoint_every_steps=200, num_workers=1),
 }  # fmt: skip
 

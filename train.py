@@ -119,11 +119,13 @@ def train_step(model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp
     """
     m, autocast = model, torch.autocast(real_a.device.type, torch.bfloat16, enabled=amp)
 
-    # Translate both ways, and each domain into itself; then translate back.
+    # Translate both ways and back; where it counts, translate each domain into itself, too.
     with autocast:
-        fake_b, idt_b = m.gen_ab(torch.cat([real_a, real_b])).chunk(2)  # G(x), G(y)
-        fake_a, idt_a = m.gen_ba(torch.cat([real_b, real_a])).chunk(2)  # F(y), F(x)
+        fake_b, fake_a = m.gen_ab(real_a), m.gen_ba(real_b)  # G(x), F(y)
         rec_a, rec_b = m.gen_ba(fake_b), m.gen_ab(fake_a)  # F(G(x)), G(F(y))
+        idt_a, idt_b = (
+            (m.gen_ba(real_a), m.gen_ab(real_b)) if config.lambda_identity else (real_a, real_b)
+        )  # F(x), G(y)
 
     disc_losses = update_discriminators(m, real_a, real_b, fake_a, fake_b, config, amp) if config.disc_first else {}
 
@@ -293,7 +295,8 @@ def train(config: Config, run_dir: Path) -> int:
     show_left_out((*images, *tests) if tests is not images else images, run_dir)
     dataset = UnpairedDataset(images[0].files, images[1].files, config)
     data = {"a": images[0].fingerprint, "b": images[1].fingerprint}
-    view_a, view_b = (load_views(folder.files[: config.num_samples], config.image_size) for folder in tests)
+    num_samples = min(config.num_samples, *(len(folder.files) for folder in tests))
+    view_a, view_b = (load_views(folder.files[:num_samples], config.image_size) for folder in tests)
     device = pick_device(config.device)
     amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
 

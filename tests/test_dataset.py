@@ -91,14 +91,8 @@ def test_bad_files_are_left_out_with_a_reason_and_strangers_are_passed_over(tmp_
     folder = scan_folder(tmp_path)
 
     usable = {str(path.relative_to(tmp_path)) for path in folder.files}
-    assert usable == {
-        "good.jpg",
-        "name without suffix",
-        "sub/folder/ünï\n.JPG",
-        "wrong suffix.png",
-        "not.txt",
-        "link.jpg",
-    }
+    odd_names = {"name without suffix", "sub/folder/ünï\n.JPG", "wrong suffix.png", "not.txt"}
+    assert usable == {"good.jpg", "link.jpg"} | odd_names
     reasons = {path.name: reason for path, reason in folder.left_out}
     left_out = "bomb.png dangling.jpg empty.png icon.png loop.jpg pipe.jpg text.jpg truncated.jpg"
     assert sorted(reasons) == left_out.split()

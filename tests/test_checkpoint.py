@@ -1,0 +1,297 @@
+"""Files that survive, files that are refused, and generators rebuilt from files alone."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from safetensors import safe_open
+
+import checkpoint
+import train
+from checkpoint import CheckpointError, export_weights, load_generator, read_checkpoint, save_checkpoint
+from config import Config, to_dict
+from utils import UserError, seed_everything
+
+Tiny = Callable[..., Config]
+
+
+def tiny_state(config: Config, step: int = 3) -> dict[str, Any]:
+    model = train.build_model(config, torch.device("cpu"))
+    for average in (model.ema_gen_ab, model.ema_gen_ba):
+        for parameter in average.parameters():
+            torch.nn.init.normal_(parameter, 0, 0.02)
+    state = {"step": step, "epoch": 0, "config": to_dict(config), "data": {"a": "x", "b": "y"}}
+    return state | {"random": checkpoint.random_state()} | model.state_dict()
+
+
+@pytest.fixture
+def saved(tiny: Tiny, tmp_path: Path) -> Path:
+    """A checkpoint in a run's folder."""
+    return save_checkpoint(tmp_path / "run" / "checkpoints", tiny_state(tiny(global_skip=False, padding="reflect")))
+
+
+# --- Saving
+
+
+def test_what_is_saved_is_what_is_read(saved: Path, tiny: Tiny) -> None:
+    seed_everything(0)
+    state = tiny_state(tiny(), step=7)
+    path = save_checkpoint(saved.parent, state)
+    assert path.name == "step_00000007.pt"
+    read = read_checkpoint(path)
+    assert read.keys() == state.keys()
+    assert {"gen_ab", "gen_ba", "ema_gen_ab", "ema_gen_ba", "disc_a", "disc_b", "opt_gen", "opt_disc", "pool_a",
+            "pool_b", "random", "step", "epoch", "data", "config"} == read.keys()  # fmt: skip
+    for key, tensor in state["gen_ab"].items():
+        assert torch.equal(read["gen_ab"][key], tensor)
+
+
+def test_random_generators_go_on_from_a_checkpoint(saved: Path) -> None:
+    seed_everything(5)
+    state = read_checkpoint(saved) | {"random": checkpoint.random_state(), "step": 9}
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    expected = draw()
+    draw()
+    checkpoint.restore_random_state(read_checkpoint(save_checkpoint(saved.parent, state))["random"])
+    assert draw() == expected
+
+
+def test_the_newest_and_the_milestones_stay(tmp_path: Path) -> None:
+    for step in range(1, 11):
+        save_checkpoint(tmp_path, {"step": step})
+        checkpoint.prune_checkpoints(tmp_path, step, keep=2, keep_every_steps=4)
+    assert [checkpoint.checkpoint_step(path) for path in checkpoint.list_checkpoints(tmp_path)] == [4, 8, 9, 10]
+
+
+def test_a_broken_checkpoint_from_the_future_does_not_push_out_whole_ones(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        save_checkpoint(tmp_path, {"step": step})
+    save_checkpoint(tmp_path, {"step": 15})
+    checkpoint.prune_checkpoints(tmp_path, step=15, keep=2, keep_every_steps=0)
+    assert [checkpoint.checkpoint_step(path) for path in checkpoint.list_checkpoints(tmp_path)] == [10, 15, 20, 30]
+
+
+def save_with_little_room(folder: Path, room: int, report: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    try:
+        save_checkpoint(folder, {"step": 2, "weights": torch.zeros(100_000)})
+    except UserError as error:
+        report.send(str(error))
+
+
+@pytest.mark.parametrize("room", [0, 1_000, 300_000])
+def test_a_full_disk_leaves_old_checkpoints_and_no_half_file(tmp_path: Path, room: int) -> None:
+    old = save_checkpoint(tmp_path, {"step": 1}).read_bytes()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=save_with_little_room, args=(tmp_path, room, sender))
+    process.start()
+    process.join(30)
+    assert receiver.poll(), "saving did not fail with a message"
+    message = receiver.recv()
+    assert "could not write" in message
+    assert "File too large" in message
+    assert os.listdir(tmp_path) == ["step_00000001.pt"]
+    assert (tmp_path / "step_00000001.pt").read_bytes() == old
+
+
+def save_and_die(folder: Path, call: str, fatal: int) -> None:
+    """Save until the `fatal`-th time that os.`call` is called, then die as by SIGKILL just before it."""
+    original, calls = getattr(os, call), [0]
+
+    def wrapped(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+
+    setattr(os, call, wrapped)
+    for step in range(1, 10):
+        save_checkpoint(folder, {"step": step, "weights": torch.full((1000,), step)})
+
+
+@pytest.mark.parametrize(("call", "fatal"), [("fsync", 5), ("replace", 3), ("fsync", 6)])
+def test_a_kill_inside_a_save_leaves_only_whole_files(tmp_path: Path, call: str, fatal: int) -> None:
+    process = multiprocessing.get_context("fork").Process(target=save_and_die, args=(tmp_path, call, fatal))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    checkpoint.remove_leftovers(tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
+    whole = checkpoint.list_checkpoints(tmp_path)
+    assert len(whole) >= 2
+    for path in whole:
+        assert torch.load(path, weights_only=True)["weights"][0] == checkpoint.checkpoint_step(path)
+
+
+# --- Refusing
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "flipped bit":
+        content[len(content) // 2] ^= 1
+    elif how == "truncated":
+        del content[len(content) // 2 :]
+    elif how == "empty":
+        content.clear()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["flipped bit", "truncated", "empty"])
+def test_damage_is_seen_and_the_checkpoint_before_is_used(saved: Path, tiny: Tiny, how: str) -> None:
+    newer = save_checkpoint(saved.parent, tiny_state(tiny(), step=5))
+    damage(newer, how)
+    with pytest.raises(CheckpointError, match=r"step_00000005\.pt is"):
+        read_checkpoint(newer)
+    state, broken = checkpoint.newest_checkpoint(saved.parent)
+    assert state is not None
+    assert state["step"] == 3
+    assert len(broken) == 1
+    assert str(newer) in str(broken[0])
+
+
+class Hostile:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("container", ["torch zip", "bare pickle"])
+def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, container: str) -> None:
+    path, trace = tmp_path / "hostile.pt", tmp_path / "executed"
+    payload = {"step": 1, "config": {}, "ema_gen_ab": Hostile(f"touch {trace}"), "ema_gen_ba": {}}
+    if container == "torch zip":
+        torch.save(payload, path)
+    else:
+        path.write_bytes(pickle.dumps(payload))
+    with pytest.raises(CheckpointError, match=r"hostile\.pt is no checkpoint"):
+        load_generator(path, "ab")
+    assert not trace.exists()
+
+
+def test_other_files_are_refused_with_a_clear_word(tmp_path: Path, saved: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="no checkpoint of this program"):
+        load_generator(tmp_path / "other.pt", "ab")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_generator(tmp_path / "missing.pt", "ab")
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        load_generator(tmp_path, "ab")
+    with pytest.raises(UserError, match='direction must be "ab" or "ba"'):
+        load_generator(saved, "a to b")  # type: ignore[arg-type]
+    (tmp_path / "x.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="holds no weights of this program"):
+        load_generator(tmp_path / "x.safetensors", "ab")
+
+
+@pytest.mark.parametrize(
+    "change", [{"base_channels": 8}, {"num_residuals": 2}, {"base_channels": 10**9}, {"base_channels": "4"}, {"new": 1}]
+)
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(saved: Path, change: dict[str, Any]) -> None:
+    state = read_checkpoint(saved)
+    save_checkpoint(saved.parent, state | {"config": state["config"] | change})
+    with pytest.raises(CheckpointError):
+        load_generator(saved, "ab")
+
+
+def test_every_difference_is_named_when_a_run_is_resumed(tiny: Tiny) -> None:
+    state, data = tiny_state(tiny()), {"a": "x", "b": "y"}
+    for allowed in (
+        {"num_epochs": 9}, {"num_decay_epochs": 4}, {"num_workers": 3}, {"log_every_steps": 1},
+        {"sample_every_steps": 5}, {"checkpoint_every_steps": 5}, {"keep_checkpoints": 9}, {"keep_every_epochs": 1},
+        {"run_name": "moved"},
+    ):  # fmt: skip
+        checkpoint.check_resumable(state, tiny(**allowed), data)
+    for refused in ({"num_decay_epochs": 0}, {"seed": 4}, {"lambda_cycle": 1.0}, {"batch_size": 2}, {"max_steps": 5}):
+        (name, value), *_ = refused.items()
+        old = to_dict(tiny())[name]
+        with pytest.raises(UserError, match=f"{name} {old} -> {value}"):
+            checkpoint.check_resumable(state, tiny(**refused), data)
+    with pytest.raises(UserError, match="images of b 'y' -> 'z'"):
+        checkpoint.check_resumable(state, tiny(), data | {"b": "z"})
+    with pytest.raises(UserError, match=r"image_size 32 -> 64.*seed 0 -> 1"):
+        checkpoint.check_resumable(state, tiny(image_size=64, seed=1), data)
+
+
+def test_a_step_limit_may_be_raised_or_lifted(tiny: Tiny) -> None:
+    state, data = tiny_state(tiny(max_steps=5)), {"a": "x", "b": "y"}
+    for limit in (5, 6, 0):
+        checkpoint.check_resumable(state, tiny(max_steps=limit), data)
+    with pytest.raises(UserError, match="max_steps 5 -> 4"):
+        checkpoint.check_resumable(state, tiny(max_steps=4), data)
+
+
+# --- Generators
+
+
+@pytest.mark.parametrize("direction", ["ab", "ba"])
+def test_a_generator_comes_from_run_checkpoint_or_exported_file_alone(saved: Path, direction: Any) -> None:
+    exported = saved.parent.parent / "weights.safetensors"
+    export_weights(saved, exported)
+    state = read_checkpoint(saved)
+    expected = checkpoint.build_generator(checkpoint.saved_config(state))
+    expected.load_state_dict(state[f"ema_gen_{direction}"])
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    for path in (saved.parent.parent, saved, exported):
+        generator = load_generator(path, direction)
+        assert not generator.training
+        assert torch.equal(generator(x), expected(x))
+    raw = load_generator(saved, direction, ema=False)
+    assert torch.equal(raw.state_dict()["last.1.weight"], state[f"gen_{direction}"]["last.1.weight"])
+    with pytest.raises(UserError, match="only the averaged weights"):
+        load_generator(exported, direction, ema=False)
+
+
+def test_exported_weights_carry_their_configuration(saved: Path) -> None:
+    exported = saved.parent / "weights.safetensors"
+    export_weights(saved.parent.parent, exported)
+    with safe_open(exported, framework="pt") as file:
+        assert json.loads(file.metadata()["config"]) == read_checkpoint(saved)["config"]
+
+
+def test_a_checkpoint_is_a_zip_of_tensors_and_plain_values(saved: Path) -> None:
+    assert zipfile.is_zipfile(saved)
+    state = torch.load(saved, weights_only=True)
+    assert json.loads(json.dumps(state["config"])) == state["config"]
+
+
+# --- One run at a time
+
+
+def test_a_second_start_says_which_process_holds_the_run(tmp_path: Path) -> None:
+    code = f"import pathlib, checkpoint\nwith checkpoint.lock_run(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); input()"  # noqa: E501
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"process {holder.pid} is training in"), checkpoint.lock_run(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    start = time.perf_counter()
+    with checkpoint.lock_run(tmp_path):
+        assert time.perf_counter() - start < 1

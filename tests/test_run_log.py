@@ -1,0 +1,76 @@
+"""What a run shows of itself, also after an interruption."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from config import Config
+from run_log import RunLog
+
+NAMES = ["loss/gan_ab", "loss/gan_ba", "loss/cycle_a", "loss/cycle_b", "loss/disc_a", "loss/disc_b"]
+
+
+def log_steps(run_dir: Path, first: int, last: int, every: int = 2) -> None:
+    """Log the step's number as every loss."""
+    with RunLog(run_dir, first - 1, 100, 10, Config(batch_size=2)) as log:
+        for step in range(first, last + 1):
+            log.collect({name: torch.tensor(float(step)) for name in NAMES})
+            if step % every == 0:
+                log.write(step, learning_rate=0.5)
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_is_the_mean_since_the_row_before(tmp_path: Path) -> None:
+    log_steps(tmp_path, 1, 6, every=3)
+    assert [(row["step"], row["loss/gan_ab"]) for row in rows(tmp_path)] == [("3", "2.0"), ("6", "5.0")]
+    assert rows(tmp_path)[0]["learning_rate"] == "0.5"
+    assert float(rows(tmp_path)[0]["images_per_second"]) > 0
+
+
+def test_tensorboard_holds_what_the_table_holds(tmp_path: Path) -> None:
+    log_steps(tmp_path, 1, 6)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert {*NAMES, "learning_rate", "images_per_second"} == set(events.Tags()["scalars"])
+    for name in NAMES:
+        assert [(event.step, event.value) for event in events.Scalars(name)] == [
+            (int(row["step"]), float(row[name])) for row in rows(tmp_path)
+        ]
+    assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
+    log_steps(tmp_path, 1, 8)
+    with open(tmp_path / "metrics.csv", "a") as file:
+        file.write("10,0.1")  # cut short by a kill
+    log_steps(tmp_path, 6, 10)  # the checkpoint was of step 5
+    assert [row["step"] for row in rows(tmp_path)] == ["2", "4", "6", "8", "10"]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("loss/gan_ab")] == [2, 4, 6, 8, 10]
+
+
+def test_a_sample_is_a_file_and_an_image_in_tensorboard(tmp_path: Path) -> None:
+    grid = torch.zeros(3, 10, 20)
+    with RunLog(tmp_path, 0, 10, 10, Config()) as log:
+        path = log.sample(7, grid)
+    assert path == tmp_path / "samples" / "step_00000007.png"
+    with Image.open(path) as image:
+        assert image.size == (20, 10)
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == ["samples"]
+
+
+def test_where_there_is_no_terminal_plain_lines_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log_steps(tmp_path, 12, 12)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("step 12/100  epoch 2  gan 12.000  cycle 12.000  disc 12.000  ")
+    assert printed.out.rstrip().endswith("left")
+    assert printed.err == ""

@@ -1,0 +1,410 @@
+"""The training step against an independent one; the loop: exact resume, signals, failures, what it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_folders, run_train, start_train
+from PIL import Image
+from reference_step import reference_step
+from torch import Tensor
+
+import checkpoint
+import losses
+import train
+from config import PRESETS, Config, from_dict
+
+Tiny = Callable[..., Config]
+CPU = torch.device("cpu")
+
+
+def final_state(config: Config) -> dict[str, Any]:
+    """The newest checkpoint of a run, without the configuration, which a resumed run may extend."""
+    state, broken = checkpoint.newest_checkpoint(Path(config.runs_dir, config.run_name, "checkpoints"))
+    assert state is not None
+    assert not broken
+    del state["config"]
+    return state
+
+
+def assert_identical(first: Any, second: Any, path: str = "state") -> None:
+    """Bit by bit, through dicts, lists and tuples."""
+    if isinstance(first, Tensor):
+        assert torch.equal(first, second), path
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            assert_identical(first[key], second[key], f"{path}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), path
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_identical(*pair, f"{path}[{index}]")
+    else:
+        assert first == second, path
+
+
+# --- The step
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"padding": "reflect", "global_skip": False},
+        {"disc_first": True, "gan_sigmoid": True, "lambda_identity": 0.0, "lambda_cycle": 3.0},
+    ],
+)
+def test_the_step_equals_the_reference_step(tiny: Tiny, knobs: dict[str, Any], batch_size: int) -> None:
+    config = tiny(**knobs)
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = train.build_model(config, CPU)
+        for network in (model.gen_ab, model.gen_ba, model.disc_a, model.disc_b):
+            network.double()
+        models.append(model)
+    ours, theirs = models
+    nets = {name: getattr(theirs, name) for name in ("gen_ab", "gen_ba", "disc_a", "disc_b")}
+    torch.manual_seed(1)
+    for _ in range(6):  # more steps than the pools hold images
+        real_a, real_b = (torch.rand(batch_size, 3, 32, 32, dtype=torch.float64) * 2 - 1 for _ in "ab")
+        actual = train.train_step(ours, real_a, real_b, config, amp=False)
+        expected = reference_step(
+            nets, theirs.opt_gen, theirs.opt_disc, {"a": theirs.pool_a, "b": theirs.pool_b}, real_a, real_b,
+            config.lambda_cycle, config.lambda_identity, config.gan_sigmoid, config.disc_first,
+        )  # fmt: skip
+        for name, value in expected.items():
+            torch.testing.assert_close(actual[f"loss/{name}"], value, rtol=1e-9, atol=1e-9)
+    for name, network in nets.items():
+        for mine, reference in zip(getattr(ours, name).parameters(), network.parameters(), strict=True):
+            torch.testing.assert_close(mine, reference, rtol=1e-7, atol=1e-9)
+
+
+def test_the_step_reports_scores_and_gradient_norms(tiny: Tiny) -> None:
+    config = tiny()
+    model = train.build_model(config, CPU)
+    real = torch.rand(1, 3, 32, 32) * 2 - 1
+    scores = {name: disc(real).mean() for name, disc in (("a", model.disc_a), ("b", model.disc_b))}
+    reported = train.train_step(model, real, real, config, amp=False)
+    for name, score in scores.items():
+        torch.testing.assert_close(reported[f"score/real_{name}"], score)
+    norm = torch.cat([p.grad.flatten() for p in model.opt_gen.param_groups[0]["params"]]).norm()
+    torch.testing.assert_close(reported["grad_norm/gen"], norm)
+    assert not any(value.requires_grad for value in reported.values())
+
+
+@pytest.mark.parametrize("victim", ["gen_ab", "disc_b"])
+def test_a_gradient_that_is_not_finite_changes_no_weight(tiny: Tiny, victim: str) -> None:
+    model = train.build_model(tiny(), CPU)
+    real = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        next(getattr(model, victim).parameters()).fill_(float("inf"))
+    before = [p.clone() for p in model.gen_ba.parameters()]
+    with pytest.raises(train.NonFiniteError, match="gan_ab"):
+        train.train_step(model, real, real, tiny(), amp=False)
+    assert all(torch.equal(p, q) for p, q in zip(before, model.gen_ba.parameters(), strict=True))
+    assert not model.opt_gen.state
+
+
+def test_the_average_follows_the_weights_and_without_decay_is_the_weights(tiny: Tiny) -> None:
+    model = train.build_model(tiny(), CPU)
+    initial = next(model.ema_gen_ab.parameters()).clone()
+    with torch.no_grad():
+        trained = next(model.gen_ab.parameters()).add_(1.0)
+    train.update_averages(model, step=10**6, decay=0.75)
+    torch.testing.assert_close(next(model.ema_gen_ab.parameters()), initial + 0.25)
+    train.update_averages(model, step=0, decay=0.999)  # early on the average moves faster
+    torch.testing.assert_close(next(model.ema_gen_ab.parameters()), initial + 0.25 + 0.75 * 0.75)
+    train.update_averages(model, step=10**6, decay=0.0)
+    assert torch.equal(next(model.ema_gen_ab.parameters()), trained)
+
+
+def test_the_rate_is_constant_and_then_falls_linearly_to_zero(tiny: Tiny) -> None:
+    config = tiny(num_epochs=2, num_decay_epochs=3, learning_rate=1e-3)
+    rates = [train.learning_rate_at(step, 10, config) for step in range(50)]
+    assert rates[:21] == [1e-3] * 21
+    falls = [before - after for before, after in zip(rates[20:], [*rates[21:], 0.0], strict=True)]
+    assert falls == pytest.approx([1e-3 / 30] * 30)
+    assert train.learning_rate_at(19, 10, tiny(num_epochs=2, num_decay_epochs=0, learning_rate=1e-3)) == 1e-3
+
+
+# --- Resume
+
+
+def crash_in_step(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
+    """Let the run die in its `fatal`-th step from now on."""
+    steps, original = [0], train.train_step
+
+    def step(*arguments: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == fatal:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(train, "train_step", step)
+
+
+def test_a_crashed_run_resumed_mid_epoch_with_other_workers_equals_an_uninterrupted_one(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs: dict[str, Any] = {"iso_noise_prob": 0.5, "rotate_degrees": 5.0, "batch_size": 2}
+    assert train.main(tiny(run_name="whole", **knobs)) == 0
+    with monkeypatch.context() as patch:
+        crash_in_step(patch, fatal=5)
+        assert train.main(tiny(run_name="crashed", **knobs)) == 130
+    assert final_state(tiny(run_name="crashed"))["step"] == 3
+    assert train.main(tiny(run_name="crashed", num_workers=2, **knobs)) == 0
+    assert final_state(tiny(run_name="whole"))["step"] == 6
+    assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="crashed")))
+
+
+def test_a_run_stopped_after_every_few_steps_equals_an_uninterrupted_one(tiny: Tiny) -> None:
+    assert train.main(tiny(run_name="whole")) == 0
+    for limit in (1, 4, 5, 9, 0):
+        assert train.main(tiny(run_name="parts", max_steps=limit)) == 0
+    assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="parts")))
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_skipped(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(tiny(run_name="whole")) == 0
+    assert train.main(tiny(run_name="hurt", max_steps=9)) == 0
+    newest = Path(tiny().runs_dir, "hurt", "checkpoints", "step_00000009.pt")
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert train.main(tiny(run_name="hurt")) == 0
+    assert f"skipped: {newest} is" in capsys.readouterr().out
+    assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="hurt")))
+
+
+def test_a_run_without_any_whole_checkpoint_is_not_begun_again(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(tiny(max_steps=3)) == 0
+    for path in Path(tiny().runs_dir, "tiny", "checkpoints").iterdir():
+        path.write_bytes(b"")
+    assert train.main(tiny()) == 1
+    assert "no whole checkpoint is left" in capsys.readouterr().err
+
+
+def test_other_settings_or_other_images_are_refused(
+    tiny: Tiny, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(tiny(max_steps=3)) == 0
+    assert train.main(tiny(seed=1, lambda_cycle=2.0)) == 1
+    assert "lambda_cycle 10.0 -> 2.0, seed 0 -> 1" in capsys.readouterr().err
+    (data_dir / "train" / "asian" / "0000.png").unlink()
+    assert train.main(tiny()) == 1
+    assert "images of b '4 images" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_so_and_more_epochs_go_on(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(tiny()) == 0
+    capsys.readouterr()
+    assert train.main(tiny()) == 0
+    assert "is finished: 12 steps" in capsys.readouterr().out
+    assert train.main(tiny(num_epochs=2)) == 0
+    assert final_state(tiny())["step"] == 18
+
+
+# --- Signals and failures
+
+
+@pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_signal_saves_and_leaves_no_worker_behind(tmp_path: Path, number: signal.Signals, to_group: bool) -> None:
+    make_folders(tmp_path / "dataset")
+    process = start_train(
+        "--image-size", "32", "--base-channels", "4", "--num-residuals", "1", "--num-workers", "2",
+        "--num-epochs", "9999", "--log-every-steps", "1", cwd=tmp_path,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step 2/"):
+        assert process.poll() is None, process.communicate()
+    start = time.perf_counter()
+    if to_group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert time.perf_counter() - start < 10
+    assert process.returncode == 128 + number
+    assert f"{number.name}: stopped after step" in out, err
+    assert err == ""
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody of the group is left
+    saved = checkpoint.list_checkpoints(tmp_path / "runs" / "default" / "checkpoints")
+    assert f"stopped after step {checkpoint.checkpoint_step(saved[-1])};" in out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls, original = [0], losses.cycle_loss
+
+    def cycle_loss(rec: Tensor, real: Tensor) -> Tensor:
+        calls[0] += 1
+        return original(rec, real) * (float("nan") if calls[0] == 9 else 1)  # two calls a step: the fifth's cycle_a
+
+    monkeypatch.setattr(train, "cycle_loss", cycle_loss)
+    assert train.main(tiny()) == 1
+    assert "stopped in step 5: not finite: gen, cycle_a" in capsys.readouterr().err
+    state = final_state(tiny())
+    assert state["step"] == 3
+    assert all(torch.isfinite(weights).all() for weights in state["gen_ab"].values())
+
+
+def test_without_data_train_says_in_five_lines_what_to_do(tmp_path: Path) -> None:
+    done = run_train(cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no usable images in dataset/train/european")
+    assert "python train.py --preset demo" in done.stderr
+    assert done.stderr.count("\n") <= 5
+    assert done.stdout == ""
+
+
+# --- What a run writes
+
+
+def test_a_run_writes_what_the_readme_promises(tiny: Tiny) -> None:
+    assert train.main(tiny(sample_every_steps=6, keep_every_epochs=1, num_epochs=3)) == 0
+    run = Path(tiny().runs_dir, "tiny")
+    assert from_dict(json.loads((run / "config.json").read_text())) == tiny(
+        sample_every_steps=6, keep_every_epochs=1, num_epochs=3
+    )
+    steps = [checkpoint.checkpoint_step(path) for path in checkpoint.list_checkpoints(run / "checkpoints")]
+    assert steps == [6, 12, 18, 21, 24]  # every epoch of six steps for good, and the newest three
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step_{s:08d}.png" for s in range(0, 25, 6)]
+    with Image.open(run / "samples" / "step_00000024.png") as grid:
+        assert grid.size == (6 * 34 + 2, 2 * 34 + 2)
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(2, 25, 2))
+    names = {f"loss/{name}" for name in ("gen", "gan_ab", "gan_ba", "cycle_a", "cycle_b", "identity_a", "identity_b",
+                                         "disc_a", "disc_b")}  # fmt: skip
+    names |= {f"score/{name}" for name in ("real_a", "fake_a", "real_b", "fake_b")}
+    names |= {"grad_norm/gen", "grad_norm/disc", "learning_rate", "images_per_second", "step"}
+    assert rows[0].keys() == names
+
+
+def test_the_first_sample_of_a_generator_with_skip_is_its_input(tiny: Tiny) -> None:
+    assert train.main(tiny(max_steps=1)) == 0
+    with Image.open(Path(tiny().runs_dir, "tiny", "samples", "step_00000000.png")) as grid:
+        cells = [grid.crop((2 + 34 * i, 2, 34 + 34 * i, 34)).tobytes() for i in range(6)]
+    assert cells[0] == cells[1] == cells[2]
+    assert cells[3] == cells[4] == cells[5]
+    assert cells[0] != cells[3]
+
+
+def test_files_that_are_left_out_are_listed_and_the_run_goes_on(
+    tiny: Tiny, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(12):
+        (data_dir / "train" / "european" / f"bad {i}.jpg").write_bytes(b"")
+    assert train.main(tiny(max_steps=1)) == 0
+    shown = capsys.readouterr().out
+    assert f"left out 12 of 18 images in {data_dir / 'train' / 'european'}:" in shown
+    assert shown.count("empty file") == 10
+    assert (Path(tiny().runs_dir) / "tiny" / "left_out.txt").read_text().count("empty file") == 12
+
+
+def test_true_pairs_are_measured_against_doing_nothing(
+    tiny: Tiny, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in (4, 5):
+        (data_dir / "test" / "european" / f"{i:04d}.png").unlink()
+    assert train.main(tiny(max_steps=1, learning_rate=1e-9, paired_test=True)) == 0
+    shown = capsys.readouterr().out
+    assert "on 4 held-out pairs" in shown
+    assert shown.count("(1.00 of doing nothing)") == 2
+    (data_dir / "test" / "european" / "0000.png").unlink()
+    assert train.main(tiny(run_name="other", paired_test=True)) == 1
+    assert "equal names" in capsys.readouterr().err
+
+
+def test_without_test_images_the_samples_show_training_images(tiny: Tiny, data_dir: Path) -> None:
+    (data_dir / "test").rename(data_dir / "elsewhere")
+    assert train.main(tiny(max_steps=1)) == 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains(preset: str, tiny: Tiny) -> None:
+    small = tiny(run_name=preset)
+    knobs = {name: getattr(small, name) for name in ("data_dir", "runs_dir", "image_size", "base_channels")}
+    config = replace(PRESETS[preset], max_steps=2, paired_test=False, num_workers=0, **knobs)
+    assert train.main(config) == 0
+
+
+def test_mixed_precision_trains_and_keeps_its_weights_in_float32(tiny: Tiny) -> None:
+    assert train.main(tiny(max_steps=2, amp="bf16")) == 0
+    assert all(weights.dtype == torch.float32 for weights in final_state(tiny())["gen_ab"].values())
+
+
+# --- Long checks
+
+
+def run_until_killed(config: Config, save_call: int) -> None:
+    """Train; die in the `save_call`-th replacement of a file, where that is not 0."""
+    calls, original = [0], os.replace
+
+    def replace_or_die(*arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] == save_call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(*arguments)
+
+    os.replace = replace_or_die  # type: ignore[assignment]
+    os._exit(train.main(config))
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments_end_on_the_weights_of_an_undisturbed_run(tiny: Tiny) -> None:
+    knobs: dict[str, Any] = {"num_epochs": 30, "num_decay_epochs": 10, "num_workers": 1, "checkpoint_every_steps": 2}
+    assert train.main(tiny(run_name="whole", **knobs)) == 0
+    moments, context = random.Random(0), multiprocessing.get_context("fork")
+    kills = 0
+    for attempt in range(400):
+        in_save = moments.randrange(2, 4) if attempt % 3 == 0 else 0
+        config = tiny(run_name="killed", **knobs)
+        process = context.Process(target=run_until_killed, args=(config, in_save))
+        process.start()
+        process.join(moments.uniform(0.3, 0.9) if not in_save and kills < 30 else 120)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    assert kills >= 30
+    assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="killed")))
+
+
+@pytest.mark.slow
+def test_a_short_demo_run_moves_held_out_faces_towards_the_truth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By more than the spread of three seeds, in both directions, measured on true pairs that training never saw."""
+    torch.set_num_threads(2)
+    shares: dict[str, list[float]] = {"european to asian": [], "asian to european": []}
+    for seed in range(3):
+        config = replace(
+            PRESETS["demo"], data_dir=str(tmp_path / "demo"), runs_dir=str(tmp_path), run_name=f"seed{seed}", seed=seed,
+            max_steps=200, sample_every_steps=1000, checkpoint_every_steps=1000,
+        )  # fmt: skip
+        assert train.main(config) == 0
+        shown = capsys.readouterr().out
+        for direction in shares:
+            line = next(line for line in shown.splitlines() if line.strip().startswith(direction))
+            shares[direction].append(float(line.split("(")[1].split()[0]))
+    torch.set_num_threads(1)
+    for direction, values in shares.items():
+        assert 1 - sum(values) / 3 > max(values) - min(values), (direction, values)
+        assert max(values) < 1, (direction, values)
