@@ -1,0 +1,149 @@
+"""Every command and every promise of a file in the README."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, make_folders, make_image
+
+from config import Config
+
+README = (ROOT / "README.md").read_text()
+SET_UP = ["python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt"]
+COMMANDS = [
+    command.strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    for command in line.split("&&")
+]
+SMALL = ["--image-size", "32", "--base-channels", "4", "--num-residuals", "1"]
+SHORT = [*SMALL, "--max-steps", "2", "--num-workers", "0"]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What git knows of the repository, and the folders that the README speaks of."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0")[:-1]:
+        if (ROOT / name).exists():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    make_folders(tmp_path / "my_faces")
+    animals = make_folders(tmp_path / "my_animals")
+    for split in ("train", "test"):
+        (animals / split / "european").rename(animals / split / "Horse")
+        (animals / split / "asian").rename(animals / split / "zebra")
+    return tmp_path
+
+
+def run(arguments: list[str], cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_command_is_known_to_these_tests() -> None:
+    kinds = ("python train.py", "python -m pytest", "tensorboard --logdir runs", *SET_UP)
+    assert [command for command in COMMANDS if not command.startswith(kinds)] == []
+    assert {kind for kind in kinds if any(command.startswith(kind) for command in COMMANDS)} == set(kinds)
+
+
+def test_ci_does_the_set_up_and_ends_with_the_test_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert re.search(r"python3 -m venv .*\n\. .*/bin/activate\npip install -q -r requirements.txt", script)
+    assert script.rstrip().endswith("python -m pytest")
+
+
+@pytest.mark.parametrize("command", sorted({command for command in COMMANDS if command.startswith("python train.py")}))
+def test_the_training_commands_train(command: str, clone: Path) -> None:
+    shown = run([*command.split()[1:], *SHORT], cwd=clone)
+    assert "finished 2 steps; samples in runs/" in shown
+    if "demo" in command:
+        assert "on 64 held-out pairs" in shown
+    picture = re.search(r"samples in (.*)", shown)
+    assert picture
+    assert (clone / picture[1]).exists()
+
+
+def test_the_test_command_finds_the_tests(clone: Path) -> None:
+    command = next(command for command in COMMANDS if command.startswith("python -m pytest"))
+    assert " tests collected" in run([*command.split()[1:], "--collect-only", "-q"], cwd=clone)
+
+
+def test_the_lines_of_python_translate_a_photograph(clone: Path) -> None:
+    run(["train.py", "--data-dir", "my_faces", *SHORT], cwd=clone)
+    make_image(1, (300, 260)).save(clone / "face.jpg")
+    (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    run(["-c", lines], cwd=clone)
+    assert (clone / "translated.png").exists()
+
+
+def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = next(command for command in COMMANDS if command.startswith("tensorboard"))
+    program = Path(sys.executable).parent / "tensorboard"
+    server = subprocess.Popen(
+        [program, *command.split()[1:], "--host", "127.0.0.1", "--port", str(port)],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(300):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/environment", timeout=5) as page:
+                    assert page.status == 200
+                    return
+            except OSError:
+                assert server.poll() is None, "tensorboard ended"
+                time.sleep(0.1)
+        pytest.fail("tensorboard did not answer")
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_every_flag_is_a_knob() -> None:
+    knobs = {field.name.replace("_", "-") for field in fields(Config)} | {"no-global-skip", "help"}
+    pip_and_pytest = {"collect-only", "logdir"}
+    assert set(re.findall(r"--([a-z][a-z-]+)", README)) - pip_and_pytest <= knobs
+
+
+def test_every_file_in_the_list_is_there_and_every_file_is_in_the_list() -> None:
+    table = README.split("## Files")[1].split("##")[0]
+    listed = set(re.findall(r"`([^`]+\.(?:py|txt|zip))`|`(\.ci/run|docs/|tests/)`", table))
+    names = {first or second for first, second in listed}
+    assert all((ROOT / name).exists() for name in names)
+    assert {path.name for path in ROOT.glob("*.py")} <= names
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_algorithm_takes_fifteen_lines() -> None:
+    section = README.split("## How it works")[1].split("## ")[0]
+    assert re.findall(r"^(\d+)\. ", section, re.MULTILINE) == [str(i) for i in range(1, 16)]
