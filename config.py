@@ -175,6 +175,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(Config, default=PRESETS.get(_named_preset(argv), _DEFAULT), args=argv)
+    except ValueError as error:  # some versions of tyro frame what __post_init__ raises, others let it pass
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except SystemExit as stop:
         if printed.getvalue():
             print("error: " + _unboxed(printed.getvalue()), file=sys.stderr)
