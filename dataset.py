@@ -31,7 +31,7 @@ MIN_SIDE = 16  # px; smaller images are thumbnails and icons, not faces
 DEMO_ZIP = Path(__file__).parent / "assets" / "demo_faces.zip"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageFolder:
     """The usable images below a folder, sorted, and what was left out: pairs of a path and a reason."""
 
@@ -124,6 +124,17 @@ def _why_unusable(file: Path) -> str | None:
         return ("empty file" if empty else "not an image") if file.suffix.lower() in IMAGE_SUFFIXES else ""
     except Exception as error:  # decoders of damaged files raise anything; whatever it is, it is the reason
         return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def report_left_out(folders: Sequence[ImageFolder], path: Path, show: int = 10) -> None:
+    """Print how many images training goes on without, and the first few with reasons; all are written to `path`."""
+    reasons = {folder: [f"  {printable(file)}: {why}" for file, why in folder.left_out] for folder in folders}
+    for folder, lines in reasons.items():
+        if lines:
+            print(f"left out {len(lines)} of {len(folder.files) + len(lines)} images in {printable(folder.path)}:")
+            print("\n".join(lines[:show] + [f"  ... all of them: {printable(path)}"] * (len(lines) > show)))
+    if any(reasons.values()):
+        path.write_text("\n".join(line for lines in reasons.values() for line in lines) + "\n")
 
 
 def build_augmentation(config: Config) -> A.Compose:

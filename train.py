@@ -15,13 +15,10 @@ if __name__ == "__main__":
 
 import copy
 import json
-import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -36,15 +33,16 @@ from dataset import (
     build_loader,
     find_images,
     load_views,
+    report_left_out,
     training_images,
     unpack_demo_faces,
 )
 from discriminator_model import Discriminator
 from generator_model import Generator
 from losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss
-from metrics import mean_absolute_error, translate_batch
+from metrics import paired_report, translate_batch
 from run_log import RunLog
-from utils import UserError, has_fast_bf16, image_grid, pick_device, printable, seed_everything
+from utils import UserError, has_fast_bf16, image_grid, pick_device, printable, seed_everything, stop_requests
 
 
 class NonFiniteError(UserError):
@@ -205,25 +203,6 @@ def learning_rate_at(step: int, steps_per_epoch: int, config: Config) -> float:
     return config.learning_rate * min(1.0, steps_left / max(decay_steps, 1))
 
 
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append their number to, instead of ending the process; a second one ends it."""
-    requests: list[int] = []
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if requests:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        requests.append(number)
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requests
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def sample_grid(model: Model, view_a: Tensor, view_b: Tensor) -> Tensor:
     """The averaged generators on fixed images: rows of real_a, fake_b, rec_a, real_b, fake_a, rec_b; (3, H', W')."""
     fake_b, fake_a = (translate_batch(g, x, 1) for g, x in ((model.ema_gen_ab, view_a), (model.ema_gen_ba, view_b)))
@@ -231,42 +210,13 @@ def sample_grid(model: Model, view_a: Tensor, view_b: Tensor) -> Tensor:
     return image_grid([view_a, fake_b, rec_a, view_b, fake_a, rec_b])
 
 
-def paired_report(model: Model, config: Config, pairs: tuple[ImageFolder, ImageFolder]) -> str:
-    """How far translations of held-out true pairs are from the truth, beside doing nothing."""
-    view_a, view_b = (load_views(folder.files, config.image_size) for folder in pairs)
-    nothing = mean_absolute_error(view_a, view_b)
-    lines = [f"mean absolute error to the truth on {len(view_a)} held-out pairs, images in [0, 1]:",
-             f"  doing nothing: {nothing:.4f}"]  # fmt: skip
-    for name, generator, source, truth in (
-        (f"{config.domain_a} to {config.domain_b}", model.ema_gen_ab, view_a, view_b),
-        (f"{config.domain_b} to {config.domain_a}", model.ema_gen_ba, view_b, view_a),
-    ):
-        error = mean_absolute_error(translate_batch(generator, source, config.num_samples), truth)
-        lines.append(f"  {name}: {error:.4f} ({error / nothing:.2f} of doing nothing)")
-    return "\n".join(lines)
-
-
-def test_images(config: Config, training: tuple[ImageFolder, ImageFolder]) -> tuple[ImageFolder, ImageFolder]:
+def images_to_show(config: Config, training: tuple[ImageFolder, ImageFolder]) -> tuple[ImageFolder, ImageFolder]:
     """The images to show progress on: the test split where there is one, else the training images."""
     folders = find_images(config, "test") or training
     names_a, names_b = ([file.relative_to(folder.path) for file in folder.files] for folder in folders)
     if config.paired_test and names_a != names_b:
         raise UserError(f"paired_test wants test images of equal names in both domains of {printable(config.data_dir)}")
     return folders
-
-
-def show_left_out(folders: Sequence[ImageFolder], run_dir: Path, show: int = 10) -> None:
-    """Say which files training goes on without; all of them are listed in the run's left_out.txt."""
-    lines = []
-    for folder in folders:
-        if folder.left_out:
-            total = len(folder.files) + len(folder.left_out)
-            print(f"left out {len(folder.left_out)} of {total} images in {printable(folder.path)}:")
-            reasons = [f"  {printable(file)}: {reason}" for file, reason in folder.left_out]
-            print("\n".join(reasons[:show] + [f"  ... all in {run_dir / 'left_out.txt'}"] * (len(reasons) > show)))
-            lines += reasons
-    if lines:
-        (run_dir / "left_out.txt").write_text("\n".join(lines) + "\n")
 
 
 def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> int:
@@ -291,8 +241,8 @@ def train(config: Config, run_dir: Path) -> int:
     if config.preset == "demo" and not Path(config.data_dir).exists():
         unpack_demo_faces(Path(config.data_dir))
     images = training_images(config)
-    tests = test_images(config, images)
-    show_left_out((*images, *tests) if tests is not images else images, run_dir)
+    tests = images_to_show(config, images)
+    report_left_out((*images, *tests) if tests is not images else images, run_dir / "left_out.txt")
     dataset = UnpairedDataset(images[0].files, images[1].files, config)
     data = {"a": images[0].fingerprint, "b": images[1].fingerprint}
     num_samples = min(config.num_samples, *(len(folder.files) for folder in tests))
@@ -369,7 +319,8 @@ def train(config: Config, run_dir: Path) -> int:
     # Say what came of it.
     print(f"finished {step} steps; samples in {printable(picture)}")
     if config.paired_test:
-        print(paired_report(model, config, tests))
+        truth_a, truth_b = (load_views(folder.files, config.image_size) for folder in tests)
+        print(paired_report(model.ema_gen_ab, model.ema_gen_ba, truth_a, truth_b))
     return 0
 
 

@@ -1,10 +1,13 @@
-"""Images to tensors and back, image grids, seeds, device. Nothing here knows what a GAN is."""
+"""Images to tensors and back, image grids, seeds, device, signals. Nothing here knows what a GAN is."""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import IO
 
 import numpy as np
@@ -105,3 +108,22 @@ def printable(path: str | os.PathLike[str]) -> str:
     """A path as text that can be shown on one line, whatever its name holds: the rest is escaped."""
     text = os.fspath(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM append their number to, instead of ending the process; a second one ends it."""
+    requests: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if requests:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        requests.append(number)
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
