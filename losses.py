@@ -64,7 +64,7 @@ class ImagePool:
             return image
         index = self.random.randrange(self.size)
         old, self.images[index] = self.images[index], image.clone()
-        return old
+        return old.to(image.device)  # a restored pool is on the CPU at first
 
     def state_dict(self) -> dict[str, Any]:
         """Images and random state, in types that `torch.load(weights_only=True)` takes."""

@@ -66,3 +66,9 @@ def test_a_restored_pool_goes_on_as_the_first() -> None:
     copy = ImagePool(4, seed=99)
     copy.load_state_dict(pool.state_dict())
     assert torch.equal(pool.query(numbered(9, 30)), copy.query(numbered(9, 30)))
+
+
+def test_a_pool_restored_on_the_cpu_serves_another_device() -> None:
+    pool = ImagePool(2, seed=0)
+    pool.query(numbered(0, 2))
+    assert all(pool.query(numbered(i).to("meta")).device.type == "meta" for i in range(9))
