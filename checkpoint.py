@@ -31,8 +31,9 @@ from utils import UserError, printable
 
 Direction = Literal["ab", "ba"]
 MAY_DIFFER = {"preset", "runs_dir", "run_name", "num_workers", "log_every_steps", "sample_every_steps", "num_samples",
-              "checkpoint_every_steps", "keep_checkpoints", "keep_every_epochs"}  # fmt: skip
-MAY_GROW = {"num_epochs", "num_decay_epochs", "max_steps"}
+              "checkpoint_every_steps", "keep_checkpoints", "keep_every_epochs", "max_steps"}  # fmt: skip
+MAY_GROW = {"num_epochs", "num_decay_epochs"}
+_STEP = re.compile(r"step_(\d+)\.pt")
 
 
 class CheckpointError(UserError):
@@ -86,6 +87,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _flush_to_disk(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer makes a RuntimeError of an OSError
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        if type(reason) is RuntimeError:
+            raise  # not about the file: an error of the GPU, say, that shows only now
         raise UserError(
             f"could not write {printable(path)}: {reason}\n"
             "what was there before is untouched; make room and run the command again"
@@ -99,7 +102,7 @@ def _flush_to_disk(path: Path) -> None:
     """fsync a file or, where the system can, a folder."""
     if path.is_dir() and os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -129,9 +132,6 @@ def remove_leftovers(folder: Path) -> None:
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint files in a folder, by step."""
     return sorted((path for path in folder.glob("step_*.pt") if _STEP.fullmatch(path.name)), key=checkpoint_step)
-
-
-_STEP = re.compile(r"step_(\d+)\.pt")
 
 
 def checkpoint_step(path: Path) -> int:
@@ -176,16 +176,14 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Checkpo
 def check_resumable(saved: dict[str, Any], config: Config, data: dict[str, str]) -> None:
     """UserError that names every difference, unless a run with these values may go on from the checkpoint `saved`."""
     old, new = to_dict(saved_config(saved)), to_dict(config)
-    old_steps, new_steps = old["max_steps"] or float("inf"), new["max_steps"] or float("inf")  # 0: no limit
     free = MAY_DIFFER | {name for name in MAY_GROW if new[name] >= old[name]}
-    free = free | {"max_steps"} if new_steps >= old_steps else free - {"max_steps"}
     changes = [(name, old[name], new[name]) for name in old if name not in free and old[name] != new[name]]
     changes += [(f"images of {x}", saved["data"][x], data[x]) for x in data if saved["data"][x] != data[x]]
     if changes:
         listed = ", ".join(f"{name} {before!r} -> {now!r}" for name, before, now in changes)
         raise UserError(
             f"this run was begun with other settings: {listed}\n"
-            "to resume it give the command it was begun with; to start afresh choose another --run-name"
+            "to resume it run the command it was begun with; to start afresh choose another --run-name"
         )
 
 
@@ -209,7 +207,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Undo everything drawn since `random_state`; GPUs that are not there any more are passed over."""
+    """Set all global generators back to `state`; states of GPUs that are no longer there are ignored."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

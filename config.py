@@ -47,12 +47,13 @@ Decay = Annotated[float, Between(0, 0.999999), tyro.conf.arg(metavar="FLOAT=0..0
 Hue = Annotated[float, Between(0, 0.5), tyro.conf.arg(metavar="FLOAT=0..0.5")]
 Degrees = Annotated[float, Between(0, 180), tyro.conf.arg(metavar="FLOAT=0..180")]
 Scale = Annotated[float, Between(1, 4), tyro.conf.arg(metavar="FLOAT=1..4")]
+Seed = Annotated[int, Between(0, 2**63 - 1), tyro.conf.arg(metavar="INT>=0")]
 LearningRate = Annotated[float, Between(1e-9, 1), tyro.conf.arg(metavar="FLOAT=1e-9..1")]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train a CycleGAN on two folders of unpaired images. To resume a run, give the same command again."""
+    """Train a CycleGAN on two folders of unpaired images. To resume a run, run the same command again."""
 
     preset: Literal["default", "paper", "origin", "demo"] = "default"  # values to start from; other flags win
 
@@ -79,7 +80,7 @@ class Config:
     padding: Literal["reflect", "zero"] = "zero"  # of the generators; zero is cheaper (paper reflect)
     global_skip: bool = True  # generators predict the change to their input and start as the identity (paper: no)
     norm_first: bool = True  # instance norm after the generator's first layer (paper: yes)
-    init_std: Fraction = 0.02  # spread of the normal initial weights; 0: PyTorch's own initialisation (paper 0.02)
+    init_std: Weight = 0.02  # spread of the normal initial weights; 0: PyTorch's own initialisation (paper 0.02)
 
     # --- Losses
     lambda_cycle: Weight = 10.0  # weight of the cycle loss (paper 10)
@@ -102,7 +103,7 @@ class Config:
     compile: bool = False  # torch.compile the networks: slow to start, faster per step on a GPU
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first of cuda, mps, cpu that is there
     num_workers: Count = 2  # processes that read images; 0: the training process reads them itself
-    seed: Count = 0  # of weights, order, partners, augmentation and image pools
+    seed: Seed = 0  # of weights, order, partners, augmentation and image pools; a CPU repeats a run bit for bit
 
     # --- The run's folder: runs_dir/run_name
     runs_dir: str = "runs"  # where the runs live; `tensorboard --logdir` takes this
@@ -155,12 +156,12 @@ _DEFAULT = Config()
 PRESETS = {
     "default": _DEFAULT,
     "paper": replace(_DEFAULT, preset="paper", run_name="paper", padding="reflect", global_skip=False, ema_decay=0.0,
-                     num_decay_epochs=100),
+                     num_decay_epochs=100, amp="off"),
     "origin": replace(_DEFAULT, preset="origin", run_name="origin", num_residuals=8, global_skip=False,
                       norm_first=False, init_std=0.0, gan_sigmoid=True, disc_first=True, pool_size=0, ema_decay=0.0,
                       lambda_cycle=3.0, lambda_identity=0.0, learning_rate=3e-4, resize_scale=1.0, rotate_degrees=10.0,
                       iso_noise_prob=0.15, jitter_brightness=0.15, jitter_contrast=0.15, jitter_saturation=0.025,
-                      jitter_hue=0.02),
+                      jitter_hue=0.02, amp="off"),
     "demo": replace(_DEFAULT, preset="demo", run_name="demo", data_dir="dataset/demo", paired_test=True, image_size=64,
                     base_channels=32, resize_scale=1.0, lambda_cycle=5.0, lambda_identity=0.0, num_epochs=1,
                     num_decay_epochs=2, ema_decay=0.998, sample_every_steps=200,

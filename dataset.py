@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,34 +49,35 @@ class ImageFolder:
         return f"{len(self.files)} images, names {digest[:12]}"
 
 
-def find_images(config: Config, split: str) -> tuple[ImageFolder, ImageFolder] | None:
-    """The images of both domains in one split ("train" or "test") of `config.data_dir`.
+Folders = tuple[ImageFolder, ImageFolder]  # of domains a and b
+
+
+def find_images(config: Config, split: str) -> Folders:
+    """The images of domains a and b in one split ("train" or "test") of `config.data_dir`; none where no folder is.
 
     A domain's folder is data_dir/split/domain, in any case, or data_dir/splitA and splitB.
-
-    Returns:
-        The folders of domains a and b; None where either has no usable image.
     """
-    folders = []
-    for domain, letter in ((config.domain_a, "A"), (config.domain_b, "B")):
-        path = _child(_child(Path(config.data_dir), split), domain) or _child(Path(config.data_dir), split + letter)
-        if path is None:
-            return None
-        folders.append(scan_folder(path))
-    return (folders[0], folders[1]) if all(folder.files for folder in folders) else None
+    data_dir = Path(config.data_dir)
+    folder_a, folder_b = (
+        scan_folder(_child(_child(data_dir, split), domain) or _child(data_dir, letters) or data_dir / split / domain)
+        for domain, letters in ((config.domain_a, split + "A"), (config.domain_b, split + "B"))
+    )
+    return folder_a, folder_b
 
 
-def training_images(config: Config) -> tuple[ImageFolder, ImageFolder]:
+def training_images(config: Config) -> Folders:
     """The training images of both domains; UserError, which says what to do, where there are none."""
-    train = Path(config.data_dir) / "train"
     folders = find_images(config, "train")
-    if folders is None:
-        raise UserError(
-            f"no usable images in {printable(train / config.domain_a)} or {printable(train / config.domain_b)}\n"
-            f"  (looked for {' '.join(IMAGE_SUFFIXES)}, in trainA and trainB too)\n"
-            "to train on your images: python train.py --data-dir FOLDER, where FOLDER holds those two folders\n"
-            "to try the program without any: python train.py --preset demo"
-        )
+    for folder in folders:
+        if not folder.files:
+            found = f"; left out {len(folder.left_out)}, the first: {folder.left_out[0][1]}" if folder.left_out else ""
+            names = f"train/{config.domain_a} and train/{config.domain_b} (or trainA and trainB)"
+            raise UserError(
+                f"no usable images in {printable(folder.path)}{found}\n"
+                f"  (looked for {' '.join(IMAGE_SUFFIXES)})\n"
+                f"to train on your images: python train.py --data-dir FOLDER, where FOLDER holds\n  {names}\n"
+                "to try the program without any: python train.py --preset demo"
+            )
     return folders
 
 
@@ -126,9 +129,10 @@ def _why_unusable(file: Path) -> str | None:
         return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def report_left_out(folders: Sequence[ImageFolder], path: Path, show: int = 10) -> None:
+def report_left_out(folders: Iterable[ImageFolder], path: Path, show: int = 10) -> None:
     """Print how many images training goes on without, and the first few with reasons; all are written to `path`."""
-    reasons = {folder: [f"  {printable(file)}: {why}" for file, why in folder.left_out] for folder in folders}
+    reasons = {folder: [f"  {printable(file)}: {why}" for file, why in folder.left_out]
+               for folder in sorted(folders, key=lambda folder: folder.path)}  # fmt: skip
     for folder, lines in reasons.items():
         if lines:
             print(f"left out {len(lines)} of {len(folder.files) + len(lines)} images in {printable(folder.path)}:")
@@ -189,7 +193,7 @@ class UnpairedDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """The (epoch, index) pairs of each training step, in a new order every epoch, from any step on.
+    """The (epoch, index) pairs of each training step, in a new order every epoch, starting at any step.
 
     Each epoch's order depends on nothing but the seed and the epoch, so that a run resumes in the middle of one.
     """
@@ -197,7 +201,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __init__(self, num_items: int, batch_size: int, seed: int, first_step: int, num_steps: int) -> None:
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.first_step, self.num_steps = first_step, num_steps
-        self.steps_per_epoch = -(-num_items // batch_size)
+        self.steps_per_epoch = math.ceil(num_items / batch_size)
 
     def __len__(self) -> int:
         return self.num_steps - self.first_step
@@ -230,6 +234,19 @@ def build_loader(
         generator=torch.Generator(),  # the loader draws a seed: not from the generator that training restores
         multiprocessing_context=multiprocessing.get_context(start_method) if num_workers else None,
     )
+
+
+@contextmanager
+def running(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """A loader's batches; at the end, come what may, its workers are told to go.
+
+    They are deaf to the signal that Python would end them with at its own end, and would be waited for for ever.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 def _start_worker(worker: int) -> None:

@@ -11,7 +11,8 @@ class Discriminator(nn.Module):
     C64-C128-C256-C512-C1
 
     C-k is a 4x4 convolution, instance norm and LeakyReLU(0.2), of stride 2 but for the last two; the first has no
-    norm, the last neither norm nor activation: least squares wants linear scores.
+    norm, the last neither norm nor activation: least squares wants linear scores. Instance norm is without affine
+    parameters or running statistics.
 
     Args:
         base_channels: channels of the first layer (64 in the paper).
@@ -38,11 +39,11 @@ class Discriminator(nn.Module):
         """Score the patches of images.
 
         Args:
-            x: (N, 3, H, W) floating point in [-1, 1]; at least 32 px a side.
+            x: (N, 3, H, W) float32 or float64 in [-1, 1]; at least 24 px a side.
 
         Returns:
-            (N, 1, H/8 - 2, W/8 - 2), of x's dtype also under autocast: near 1 where a patch of 70x70 px looks real,
-            near 0 where it looks translated.
+            (N, 1, H/8 - 2, W/8 - 2), rounded down, of x's dtype also under autocast: near 1 where a patch of 70x70 px
+            looks real, near 0 where it looks translated.
         """
         scores: Tensor = self.patches(x)  # (N, 1, H/8 - 2, W/8 - 2)
         return scores.to(x.dtype)

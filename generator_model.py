@@ -17,11 +17,13 @@ class Generator(nn.Module):
     c7s1-64, d128, d256, R256 x num_residuals, u128, u64, c7s1-3, tanh
 
     c7s1-k is a 7x7 convolution, d-k a 3x3 convolution of stride 2, R-k a residual block, u-k a 3x3 transposed
-    convolution of stride 2; all but the last are followed by instance norm and, but for the residual sum, ReLU.
+    convolution of stride 2. Every layer but the last is followed by instance norm, without affine parameters or
+    running statistics, and ReLU; a residual block has no ReLU after its sum.
 
     With `global_skip` the network f predicts the change to its input: tanh(atanh(x) + f(x)), with x clamped just
     inside (-1, 1) and f's last layer starting at zero, so that an untrained generator returns its input.
-    Departs from the paper: with few images and steps it learns a recognisable translation much sooner.
+    Departs from the paper: the output is a change to the input, because with few images and steps a recognisable
+    translation is learned much sooner.
 
     Args:
         num_residuals: residual blocks; the paper has 9 for 256 px and 6 for 128 px.
@@ -43,15 +45,19 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         c, self.global_skip = base_channels, global_skip
-        self.stem = nn.Sequential(*padded_conv(3, c, 7, padding), *([norm(c)] if norm_first else []), nn.ReLU(True))
+        self.stem = nn.Sequential(
+            *padded_conv(3, c, 7, padding), *([nn.InstanceNorm2d(c)] if norm_first else []), nn.ReLU(True)
+        )
         self.down = nn.Sequential(
-            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1), norm(2 * c), nn.ReLU(True),
-            nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1), norm(4 * c), nn.ReLU(True),
+            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1), nn.InstanceNorm2d(2 * c), nn.ReLU(True),
+            nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1), nn.InstanceNorm2d(4 * c), nn.ReLU(True),
         )  # fmt: skip
         self.residuals = nn.Sequential(*(ResidualBlock(4 * c, padding) for _ in range(num_residuals)))
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(4 * c, 2 * c, 3, stride=2, padding=1, output_padding=1), norm(2 * c), nn.ReLU(True),
-            nn.ConvTranspose2d(2 * c, c, 3, stride=2, padding=1, output_padding=1), norm(c), nn.ReLU(True),
+            nn.ConvTranspose2d(4 * c, 2 * c, 3, stride=2, padding=1, output_padding=1),
+            nn.InstanceNorm2d(2 * c), nn.ReLU(True),
+            nn.ConvTranspose2d(2 * c, c, 3, stride=2, padding=1, output_padding=1),
+            nn.InstanceNorm2d(c), nn.ReLU(True),
         )  # fmt: skip
         self.last = nn.Sequential(*padded_conv(c, 3, 7, padding))
 
@@ -68,7 +74,7 @@ class Generator(nn.Module):
         """Translate images.
 
         Args:
-            x: (N, 3, H, W) floating point in [-1, 1]; H and W multiples of 4.
+            x: (N, 3, H, W) float32 or float64 in [-1, 1]; H and W multiples of 4.
 
         Returns:
             (N, 3, H, W) in [-1, 1], of x's dtype, also under autocast.
@@ -78,10 +84,10 @@ class Generator(nn.Module):
         """
         if x.shape[-2] % 4 or x.shape[-1] % 4:
             raise ValueError(f"the generator takes sides that are multiples of 4, got {x.shape[-1]}x{x.shape[-2]} px")
-        y = self.stem(x)  # (N, 64, H, W)
-        y = self.down(y)  # (N, 256, H/4, W/4)
-        y = self.residuals(y)  # (N, 256, H/4, W/4)
-        y = self.up(y)  # (N, 64, H, W)
+        y = self.stem(x)  # (N, c, H, W), c = base_channels
+        y = self.down(y)  # (N, 4c, H/4, W/4)
+        y = self.residuals(y)  # (N, 4c, H/4, W/4)
+        y = self.up(y)  # (N, c, H, W)
         y = self.last(y).to(x.dtype)  # (N, 3, H, W)
         if self.global_skip:
             y = y + torch.atanh(x.clamp(-SKIP_LIMIT, SKIP_LIMIT))
@@ -94,8 +100,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, padding: Padding) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            *padded_conv(channels, channels, 3, padding), norm(channels), nn.ReLU(True),
-            *padded_conv(channels, channels, 3, padding), norm(channels),
+            *padded_conv(channels, channels, 3, padding), nn.InstanceNorm2d(channels), nn.ReLU(True),
+            *padded_conv(channels, channels, 3, padding), nn.InstanceNorm2d(channels),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,8 +114,3 @@ def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Paddi
     if padding == "reflect":
         return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(in_channels, out_channels, kernel)]
     return [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)]
-
-
-def norm(channels: int) -> nn.Module:
-    """Instance norm without affine parameters or running statistics (paper section 7.2)."""
-    return nn.InstanceNorm2d(channels)

@@ -41,7 +41,7 @@ def identity_loss(idt: Tensor, real: Tensor) -> Tensor:
 
 
 class ImagePool:
-    """A history of translated images, so that a discriminator does not forget old mistakes (paper section 7.1).
+    """A history of translated images, so that a discriminator does not forget old mistakes (paper section 4).
 
     Until it holds `size` images it keeps and returns each one it is shown; from then on each is, with probability
     1/2, swapped for a random stored one. A pool of size 0 returns what it is shown. Draws from a generator of its own.

@@ -1,6 +1,6 @@
 """Train a CycleGAN: two generators and two discriminators on two folders of unpaired images (Zhu et al. 2017).
 
-`python train.py --help` lists every knob, `python train.py --preset demo` needs no data. To resume a run, give the
+`python train.py --help` lists every knob, `python train.py --preset demo` needs no data. To resume a run, run the
 same command again.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 
-from config import Config, parse_args, to_dict
+from config import PRESETS, Config, parse_args, to_dict
 
 if __name__ == "__main__":
     config = parse_args()  # before torch is loaded: --help and mistakes are answered at once
 
 import copy
 import json
+import math
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -28,21 +29,25 @@ from torch.nn.utils import get_total_norm
 import checkpoint
 from dataset import (
     EpochBatches,
-    ImageFolder,
+    Folders,
     UnpairedDataset,
     build_loader,
     find_images,
     load_views,
     report_left_out,
+    running,
     training_images,
     unpack_demo_faces,
 )
 from discriminator_model import Discriminator
 from generator_model import Generator
 from losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss
-from metrics import paired_report, translate_batch
+from metrics import paired_report, translate_in_batches
 from run_log import RunLog
 from utils import UserError, has_fast_bf16, image_grid, pick_device, printable, seed_everything, stop_requests
+
+BETA2 = 0.999  # of Adam, as in the paper's code
+EMA_WARM_UP = 3  # steps / (steps + this) bounds the decay of the generators' average
 
 
 class NonFiniteError(UserError):
@@ -97,7 +102,7 @@ def build_model(config: Config, device: torch.device) -> Model:
 def build_adam(networks: Sequence[nn.Module], config: Config) -> torch.optim.Adam:
     """One optimiser for the parameters of several networks."""
     parameters = [parameter for network in networks for parameter in network.parameters()]
-    return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, 0.999))
+    return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, BETA2))
 
 
 def train_step(model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp: bool) -> dict[str, Tensor]:
@@ -117,15 +122,17 @@ def train_step(model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp
     """
     m, autocast = model, torch.autocast(real_a.device.type, torch.bfloat16, enabled=amp)
 
-    # Translate both ways and back; where it counts, translate each domain into itself, too.
+    # Translate both ways and back; if the identity loss has a weight, translate into the own domain, too.
     with autocast:
         fake_b, fake_a = m.gen_ab(real_a), m.gen_ba(real_b)  # G(x), F(y)
         rec_a, rec_b = m.gen_ba(fake_b), m.gen_ab(fake_a)  # F(G(x)), G(F(y))
-        idt_a, idt_b = (
-            (m.gen_ba(real_a), m.gen_ab(real_b)) if config.lambda_identity else (real_a, real_b)
-        )  # F(x), G(y)
+        idt_a, idt_b = real_a, real_b
+        if config.lambda_identity:
+            idt_a, idt_b = m.gen_ba(real_a), m.gen_ab(real_b)  # F(x), G(y)
 
-    disc_losses = update_discriminators(m, real_a, real_b, fake_a, fake_b, config, amp) if config.disc_first else {}
+    disc_losses = {}
+    if config.disc_first:
+        disc_losses = update_discriminators(m, real_a, real_b, fake_a, fake_b, config, amp)
 
     # Make the generators fool frozen discriminators, undo each other and leave their target domain alone.
     set_requires_grad((m.disc_a, m.disc_b), False)
@@ -136,10 +143,10 @@ def train_step(model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp
         identity_a, identity_b = identity_loss(idt_a, real_a), identity_loss(idt_b, real_b)  # paper section 5.2
         cycle, identity = cycle_a + cycle_b, identity_a + identity_b
         total = gan_ab + gan_ba + config.lambda_cycle * (cycle + config.lambda_identity * identity)  # paper Eq. 3
-    gen_losses = {"gen": total, "gan_ab": gan_ab, "gan_ba": gan_ba, "cycle_a": cycle_a, "cycle_b": cycle_b,
-                  "identity_a": identity_a, "identity_b": identity_b}  # fmt: skip
-    gen_losses = descend(m.opt_gen, "gen", total, gen_losses)
+    gen_losses = descend(m.opt_gen, gen=total, gan_ab=gan_ab, gan_ba=gan_ba, cycle_a=cycle_a, cycle_b=cycle_b,
+                         identity_a=identity_a, identity_b=identity_b)  # fmt: skip
 
+    # Teach the discriminators, on real images and on this and earlier steps' fakes.
     if not config.disc_first:
         disc_losses = update_discriminators(m, real_a, real_b, fake_a, fake_b, config, amp)
     return gen_losses | disc_losses
@@ -156,7 +163,7 @@ def update_discriminators(
         scores_real_b, scores_fake_b = m.disc_b(torch.cat([real_b, m.pool_b.query(fake_b)])).chunk(2)
         disc_a = discriminator_loss(scores_real_a, scores_fake_a, config.gan_sigmoid)
         disc_b = discriminator_loss(scores_real_b, scores_fake_b, config.gan_sigmoid)
-    losses = descend(m.opt_disc, "disc", disc_a + disc_b, {"disc_a": disc_a, "disc_b": disc_b})
+    losses = descend(m.opt_disc, disc=disc_a + disc_b, disc_a=disc_a, disc_b=disc_b)
     scores = {"real_a": scores_real_a, "fake_a": scores_fake_a, "real_b": scores_real_b, "fake_b": scores_fake_b}
     return losses | {f"score/{name}": values.detach().mean() for name, values in scores.items()}
 
@@ -166,11 +173,13 @@ def set_requires_grad(networks: Sequence[nn.Module], requires_grad: bool) -> Non
         network.requires_grad_(requires_grad)
 
 
-def descend(optimizer: torch.optim.Optimizer, name: str, loss: Tensor, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One step down the gradient of `loss`; NonFiniteError, before any weight changes, where that is not finite.
+def descend(optimizer: torch.optim.Optimizer, **losses: Tensor) -> dict[str, Tensor]:
+    """One step down the gradient of the first loss; the others are its terms, to be reported.
 
-    Returns the losses as "loss/...", detached, and the gradient's norm as "grad_norm/" + name.
+    Returns the losses as "loss/" + name, detached, and the gradient's norm as "grad_norm/" + the first one's name.
+    NonFiniteError, before any weight changes, where the loss or its gradient is not finite.
     """
+    name, loss = next(iter(losses.items()))
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
@@ -185,9 +194,9 @@ def descend(optimizer: torch.optim.Optimizer, name: str, loss: Tensor, losses: d
 def update_averages(model: Model, step: int, decay: float) -> None:
     """Move the averaged generators towards the trained ones: ema <- decay ema + (1 - decay) weights.
 
-    Early on the decay is smaller, (1 + step) / (4 + step): an average of roughly the last third of all steps.
+    Early on the decay is smaller, so that the average covers about the last third of the steps so far.
     """
-    decay = min(decay, (1 + step) / (4 + step))
+    decay = min(decay, (1 + step) / (1 + step + EMA_WARM_UP))
     for average, network in ((model.ema_gen_ab, model.gen_ab), (model.ema_gen_ba, model.gen_ba)):
         for averaged, trained in zip(average.parameters(), network.parameters(), strict=True):
             averaged.lerp_(trained, 1 - decay)
@@ -196,7 +205,7 @@ def update_averages(model: Model, step: int, decay: float) -> None:
 def learning_rate_at(step: int, steps_per_epoch: int, config: Config) -> float:
     """The learning rate of the step after `step` finished ones: constant, then linear to zero (paper section 4).
 
-    Departs from the paper's code: it falls with every step, not once an epoch.
+    Departs from the paper's code: it falls with every step, not once an epoch, because epochs of many images are long.
     """
     decay_steps = config.num_decay_epochs * steps_per_epoch
     steps_left = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch - step
@@ -205,18 +214,22 @@ def learning_rate_at(step: int, steps_per_epoch: int, config: Config) -> float:
 
 def sample_grid(model: Model, view_a: Tensor, view_b: Tensor) -> Tensor:
     """The averaged generators on fixed images: rows of real_a, fake_b, rec_a, real_b, fake_a, rec_b; (3, H', W')."""
-    fake_b, fake_a = (translate_batch(g, x, 1) for g, x in ((model.ema_gen_ab, view_a), (model.ema_gen_ba, view_b)))
-    rec_a, rec_b = translate_batch(model.ema_gen_ba, fake_b, 1), translate_batch(model.ema_gen_ab, fake_a, 1)
+    fake_b, fake_a = (
+        translate_in_batches(g, x, 1) for g, x in ((model.ema_gen_ab, view_a), (model.ema_gen_ba, view_b))
+    )
+    rec_a, rec_b = translate_in_batches(model.ema_gen_ba, fake_b, 1), translate_in_batches(model.ema_gen_ab, fake_a, 1)
     return image_grid([view_a, fake_b, rec_a, view_b, fake_a, rec_b])
 
 
-def images_to_show(config: Config, training: tuple[ImageFolder, ImageFolder]) -> tuple[ImageFolder, ImageFolder]:
-    """The images to show progress on: the test split where there is one, else the training images."""
-    folders = find_images(config, "test") or training
-    names_a, names_b = ([file.relative_to(folder.path) for file in folder.files] for folder in folders)
-    if config.paired_test and names_a != names_b:
+def find_data(config: Config) -> tuple[Folders, Folders]:
+    """The training images, and the images to show progress on: the test split where there is one, else the former."""
+    if config.data_dir == PRESETS["demo"].data_dir and not Path(config.data_dir).exists():
+        unpack_demo_faces(Path(config.data_dir))
+    training, test = training_images(config), find_images(config, "test")
+    names_a, names_b = ([file.relative_to(folder.path) for file in folder.files] for folder in test)
+    if config.paired_test and (names_a != names_b or not names_a):
         raise UserError(f"paired_test wants test images of equal names in both domains of {printable(config.data_dir)}")
-    return folders
+    return training, test if names_a and names_b else training
 
 
 def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> int:
@@ -235,39 +248,38 @@ def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> 
     return int(saved["step"])
 
 
-def train(config: Config, run_dir: Path) -> int:
+def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int:
     """The whole run in its locked folder, from its newest checkpoint on. Returns the program's exit status."""
-    # Find the images and the device.
-    if config.preset == "demo" and not Path(config.data_dir).exists():
-        unpack_demo_faces(Path(config.data_dir))
-    images = training_images(config)
-    tests = images_to_show(config, images)
-    report_left_out((*images, *tests) if tests is not images else images, run_dir / "left_out.txt")
+    # Make ready the images and the device.
+    report_left_out({*images, *shown}, run_dir / "left_out.txt")
     dataset = UnpairedDataset(images[0].files, images[1].files, config)
     data = {"a": images[0].fingerprint, "b": images[1].fingerprint}
-    num_samples = min(config.num_samples, *(len(folder.files) for folder in tests))
-    view_a, view_b = (load_views(folder.files[:num_samples], config.image_size) for folder in tests)
+    num_samples = min(config.num_samples, *(len(folder.files) for folder in shown))
+    view_a, view_b = (load_views(folder.files[:num_samples], config.image_size) for folder in shown)
     device = pick_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # pinned memory and the question for bfloat16 go by the current device
     amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
 
     # Build the networks; where the run was interrupted, go on from there.
     seed_everything(config.seed)
     model = build_model(config, device)
     step = resume(model, run_dir / "checkpoints", config, data)
-    steps_per_epoch = -(-len(dataset) // config.batch_size)
+    steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
     num_steps = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch
     num_steps = min(num_steps, config.max_steps or num_steps)
     if step >= num_steps:
-        print(
-            f"{printable(run_dir)} is finished: {step} steps; raise --num-epochs to go on, or take another --run-name"
-        )
+        limit = "--max-steps" if step == config.max_steps else "--num-epochs"
+        print(f"{printable(run_dir)} is finished: {step} steps; to go on raise {limit}, or take another --run-name")
         return 0
     batches = EpochBatches(len(dataset), config.batch_size, config.seed, step, num_steps)
     loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
     with checkpoint.atomic_write(run_dir / "config.json") as file:
         file.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    print(f"{config.domain_a}: {data['a']}; {config.domain_b}: {data['b']}; steps {step} to {num_steps} on {device}"
-          f"{' in bf16' if amp else ''}; watch with: tensorboard --logdir {printable(config.runs_dir)}")  # fmt: skip
+    print(f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images, "
+          f"{steps_per_epoch} steps an epoch, {num_steps} in all, on {device}{' in bf16' if amp else ''}\n"
+          f"{'going on after step ' + str(step) if step else 'starting'} in {printable(run_dir)}; "
+          f"watch with: tensorboard --logdir {printable(config.runs_dir)}")  # fmt: skip
 
     def save() -> None:
         state = {"step": step, "epoch": step // steps_per_epoch, "config": to_dict(config), "data": data}
@@ -275,13 +287,14 @@ def train(config: Config, run_dir: Path) -> int:
         checkpoint.save_checkpoint(folder, state | {"random": checkpoint.random_state()} | model.state_dict())
         checkpoint.prune_checkpoints(folder, step, config.keep_checkpoints, config.keep_every_epochs * steps_per_epoch)
 
-    with stop_requests() as stop, RunLog(run_dir, step, num_steps, steps_per_epoch, config) as log:
+    log = RunLog(run_dir, step, num_steps, steps_per_epoch, config)
+    with stop_requests() as stop, log, running(loader) as pairs:
         # Show what the generators do before the first step.
         if step == 0:
             log.sample(step, sample_grid(model, view_a, view_b))
 
         # Draw a batch of each domain.
-        for real_a, real_b in loader:
+        for real_a, real_b in pairs:
             # Stop between two steps when asked to.
             if stop:
                 break
@@ -313,14 +326,15 @@ def train(config: Config, run_dir: Path) -> int:
         # Asked to stop: save, and say how to go on.
         if stop and step < num_steps:
             save()
-            log.say(f"{signal.Signals(stop[0]).name}: stopped after step {step}; to go on, give the same command again")
+            log.say(f"{signal.Signals(stop[0]).name}: saved after step {step}; to go on, run the same command again")
             return 128 + stop[0]
 
-    # Say what came of it.
+    # Report where the samples are and, on true pairs, the error.
     print(f"finished {step} steps; samples in {printable(picture)}")
     if config.paired_test:
-        truth_a, truth_b = (load_views(folder.files, config.image_size) for folder in tests)
-        print(paired_report(model.ema_gen_ab, model.ema_gen_ba, truth_a, truth_b))
+        truth_a, truth_b = (load_views(folder.files, config.image_size) for folder in shown)
+        generators = model.ema_gen_ab, model.ema_gen_ba
+        print(paired_report(*generators, truth_a, truth_b, config.domain_a, config.domain_b))
     return 0
 
 
@@ -328,13 +342,18 @@ def main(config: Config) -> int:
     """Run `train` alone in the run's folder; what the user can put right is told in a few lines, not a traceback."""
     run_dir = Path(config.runs_dir, config.run_name)
     try:
+        images, shown = find_data(config)
         with checkpoint.lock_run(run_dir):
-            return train(config, run_dir)
-    except (UserError, OSError) as error:
+            return train(config, run_dir, images, shown)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:  # out of a worker its text is a traceback, whose last line says what happened
+        print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+    except torch.OutOfMemoryError:
+        print("error: the GPU's memory is full: lower --batch-size, --image-size or --base-channels", file=sys.stderr)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    return 1
 
 
 if __name__ == "__main__":

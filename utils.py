@@ -100,7 +100,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 in hardware and autocast pays: GPUs since Ampere; not asked of a CPU."""
+    """Whether autocast to bfloat16 pays: on a CUDA GPU with bfloat16 in hardware (since Ampere). CPUs are not asked."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 

@@ -85,3 +85,8 @@ def test_importing_a_file_does_no_work(name: str) -> None:
         main_guard = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
         before_import = ast.unparse(node).startswith("os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE'")
         assert isinstance(node, allowed) or docstring or main_guard or before_import, f"{name}.py line {node.lineno}"
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            calls = {ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)}
+            assert calls <= {"Between", "Config", "Path", "re.compile", "replace", "tyro.conf.arg"}, (
+                f"{name}.py {calls}"
+            )

@@ -222,10 +222,10 @@ def test_every_difference_is_named_when_a_run_is_resumed(tiny: Tiny) -> None:
     for allowed in (
         {"num_epochs": 9}, {"num_decay_epochs": 4}, {"num_workers": 3}, {"log_every_steps": 1},
         {"sample_every_steps": 5}, {"checkpoint_every_steps": 5}, {"keep_checkpoints": 9}, {"keep_every_epochs": 1},
-        {"run_name": "moved"},
+        {"run_name": "moved"}, {"max_steps": 5},
     ):  # fmt: skip
         checkpoint.check_resumable(state, tiny(**allowed), data)
-    for refused in ({"num_decay_epochs": 0}, {"seed": 4}, {"lambda_cycle": 1.0}, {"batch_size": 2}, {"max_steps": 5}):
+    for refused in ({"num_decay_epochs": 0}, {"seed": 4}, {"lambda_cycle": 1.0}, {"batch_size": 2}):
         (name, value), *_ = refused.items()
         old = to_dict(tiny())[name]
         with pytest.raises(UserError, match=f"{name} {old} -> {value}"):
@@ -234,14 +234,6 @@ def test_every_difference_is_named_when_a_run_is_resumed(tiny: Tiny) -> None:
         checkpoint.check_resumable(state, tiny(), data | {"b": "z"})
     with pytest.raises(UserError, match=r"image_size 32 -> 64.*seed 0 -> 1"):
         checkpoint.check_resumable(state, tiny(image_size=64, seed=1), data)
-
-
-def test_a_step_limit_may_be_raised_or_lifted(tiny: Tiny) -> None:
-    state, data = tiny_state(tiny(max_steps=5)), {"a": "x", "b": "y"}
-    for limit in (5, 6, 0):
-        checkpoint.check_resumable(state, tiny(max_steps=limit), data)
-    with pytest.raises(UserError, match="max_steps 5 -> 4"):
-        checkpoint.check_resumable(state, tiny(max_steps=4), data)
 
 
 # --- Generators

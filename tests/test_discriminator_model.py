@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from discriminator_model import Discriminator
 
@@ -27,6 +28,34 @@ def test_a_score_sees_a_patch_of_70_pixels() -> None:
     rows, columns = x.grad.abs().sum((0, 1)).nonzero().T
     assert rows.max() - rows.min() + 1 == 70
     assert columns.max() - columns.min() + 1 == 70
+
+
+def reference_scores(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The paper's network, written with functions, on the same weights taken in order."""
+    weights = iter(state.values())
+    for index, stride in enumerate((2, 2, 2, 1, 1)):
+        x = F.conv2d(x, next(weights), next(weights), stride=stride, padding=1)
+        if index in (1, 2, 3):
+            mean, var = x.mean((2, 3), keepdim=True), x.var((2, 3), keepdim=True, unbiased=False)
+            x = (x - mean) / (var + 1e-5).sqrt()
+        if index < 4:
+            x = torch.where(x > 0, x, 0.2 * x)
+    return x
+
+
+def test_forward_equals_the_paper_written_with_functions() -> None:
+    discriminator = Discriminator(4).double()
+    x = torch.rand(2, 3, 64, 48, dtype=torch.float64) * 2 - 1
+    expected = reference_scores(discriminator.state_dict(), x)
+    torch.testing.assert_close(discriminator(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_initial_weights_are_normal_with_a_spread_of_two_hundredths() -> None:
+    torch.manual_seed(0)
+    weights = {name: p for name, p in Discriminator(32).named_parameters() if name.endswith("weight")}
+    assert torch.cat([p.flatten() for p in weights.values()]).std().item() == pytest.approx(0.02, rel=0.01)
+    assert all((p == 0).all() for name, p in Discriminator(32).named_parameters() if name.endswith("bias"))
+    assert any((p != 0).any() for name, p in Discriminator(32, init_std=0).named_parameters() if name.endswith("bias"))
 
 
 @pytest.mark.parametrize(("size", "scores"), [(256, 30), (64, 6), (32, 2)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metrics import mean_absolute_error, translate_batch
+from metrics import mean_absolute_error, translate_in_batches
 
 
 def test_the_error_is_on_the_scale_of_images_in_zero_to_one() -> None:
@@ -19,4 +19,4 @@ def test_the_error_is_on_the_scale_of_images_in_zero_to_one() -> None:
 def test_batches_do_not_change_a_translation(batch_size: int) -> None:
     images = torch.randn(5, 3, 8, 8)
     layer = nn.Conv2d(3, 3, 3, padding=1)
-    torch.testing.assert_close(translate_batch(layer, images, batch_size), layer(images).detach())
+    torch.testing.assert_close(translate_in_batches(layer, images, batch_size), layer(images).detach())

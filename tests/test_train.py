@@ -108,17 +108,40 @@ def test_the_step_reports_scores_and_gradient_norms(tiny: Tiny) -> None:
     assert not any(value.requires_grad for value in reported.values())
 
 
-@pytest.mark.parametrize("victim", ["gen_ab", "disc_b"])
-def test_a_gradient_that_is_not_finite_changes_no_weight(tiny: Tiny, victim: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "named", "networks"),
+    [
+        ("cycle_loss", "gen, cycle_a", ("gen_ab", "gen_ba")),
+        ("discriminator_loss", "disc, disc_a", ("disc_a", "disc_b")),
+    ],
+)
+def test_a_loss_that_is_not_finite_changes_no_weight(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, loss: str, named: str, networks: tuple[str, ...]
+) -> None:
     model = train.build_model(tiny(), CPU)
     real = torch.rand(1, 3, 32, 32) * 2 - 1
-    with torch.no_grad():
-        next(getattr(model, victim).parameters()).fill_(float("inf"))
-    before = [p.clone() for p in model.gen_ba.parameters()]
-    with pytest.raises(train.NonFiniteError, match="gan_ab"):
+    before = {name: [p.clone() for p in getattr(model, name).parameters()] for name in networks}
+    original = getattr(losses, loss)
+    monkeypatch.setattr(train, loss, lambda *arguments: original(*arguments) * float("nan"))
+    with pytest.raises(train.NonFiniteError, match=named):
         train.train_step(model, real, real, tiny(), amp=False)
-    assert all(torch.equal(p, q) for p, q in zip(before, model.gen_ba.parameters(), strict=True))
-    assert not model.opt_gen.state
+    for name in networks:
+        assert all(torch.equal(p, q) for p, q in zip(before[name], getattr(model, name).parameters(), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_is_told_from_a_loss(tiny: Tiny) -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    with pytest.raises(train.NonFiniteError, match="gradient of gen"):
+        train.descend(torch.optim.Adam([weight]), gen=weight.sqrt().sum())  # finite, but of infinite slope
+    assert weight.item() == 0
+
+
+def test_the_optimisers_are_those_of_the_paper(tiny: Tiny) -> None:
+    model = train.build_model(tiny(), CPU)
+    for optimizer in (model.opt_gen, model.opt_disc):
+        assert optimizer.defaults["betas"] == (0.5, 0.999)
+        assert optimizer.defaults["lr"] == 2e-4
+        assert not optimizer.defaults["weight_decay"]
 
 
 def test_the_average_follows_the_weights_and_without_decay_is_the_weights(tiny: Tiny) -> None:
@@ -221,12 +244,38 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(tiny: Tiny, capsys: pytest
 # --- Signals and failures
 
 
+def test_an_image_that_vanishes_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    """Also with workers, which are deaf to signals."""
+    make_folders(tmp_path / "dataset", num_a=2, num_b=2)
+    process = start_train(
+        "--image-size", "32", "--base-channels", "4", "--num-residuals", "1", "--num-workers", "2",
+        "--num-epochs", "9999", "--log-every-steps", "1", "--device", "cpu", cwd=tmp_path,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    (tmp_path / "dataset" / "train" / "asian" / "0001.png").unlink()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith("error: ")
+    assert "0001.png" in err
+    assert err.count("\n") == 1
+
+
+def test_the_demo_faces_are_unpacked_only_to_their_own_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main(replace(PRESETS["demo"], data_dir="my_facse")) == 1
+    assert "no usable images in my_facse" in capsys.readouterr().err
+    assert not (tmp_path / "my_facse").exists()
+
+
 @pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_signal_saves_and_leaves_no_worker_behind(tmp_path: Path, number: signal.Signals, to_group: bool) -> None:
     make_folders(tmp_path / "dataset")
     process = start_train(
         "--image-size", "32", "--base-channels", "4", "--num-residuals", "1", "--num-workers", "2",
-        "--num-epochs", "9999", "--log-every-steps", "1", cwd=tmp_path,
+        "--num-epochs", "9999", "--log-every-steps", "1", "--device", "cpu", cwd=tmp_path,
     )  # fmt: skip
     assert process.stdout is not None
     while not process.stdout.readline().startswith("step 2/"):
@@ -239,12 +288,12 @@ def test_a_signal_saves_and_leaves_no_worker_behind(tmp_path: Path, number: sign
     out, err = process.communicate(timeout=60)
     assert time.perf_counter() - start < 10
     assert process.returncode == 128 + number
-    assert f"{number.name}: stopped after step" in out, err
-    assert err == ""
+    assert f"{number.name}: saved after step" in out, err
+    assert "Traceback" not in err
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody of the group is left
     saved = checkpoint.list_checkpoints(tmp_path / "runs" / "default" / "checkpoints")
-    assert f"stopped after step {checkpoint.checkpoint_step(saved[-1])};" in out
+    assert f"saved after step {checkpoint.checkpoint_step(saved[-1])};" in out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
@@ -291,7 +340,7 @@ def test_a_run_writes_what_the_readme_promises(tiny: Tiny) -> None:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(2, 25, 2))
     names = {f"loss/{name}" for name in ("gen", "gan_ab", "gan_ba", "cycle_a", "cycle_b", "identity_a", "identity_b",
-                                         "disc_a", "disc_b")}  # fmt: skip
+                                         "disc", "disc_a", "disc_b")}  # fmt: skip
     names |= {f"score/{name}" for name in ("real_a", "fake_a", "real_b", "fake_b")}
     names |= {"grad_norm/gen", "grad_norm/disc", "learning_rate", "images_per_second", "step"}
     assert rows[0].keys() == names
@@ -330,6 +379,8 @@ def test_true_pairs_are_measured_against_doing_nothing(
     (data_dir / "test" / "european" / "0000.png").unlink()
     assert train.main(tiny(run_name="other", paired_test=True)) == 1
     assert "equal names" in capsys.readouterr().err
+    (data_dir / "test").rename(data_dir / "elsewhere")  # without a test split nothing is held out
+    assert train.main(tiny(run_name="other", paired_test=True)) == 1
 
 
 def test_without_test_images_the_samples_show_training_images(tiny: Tiny, data_dir: Path) -> None:
@@ -345,9 +396,19 @@ def test_every_preset_trains(preset: str, tiny: Tiny) -> None:
     assert train.main(config) == 0
 
 
-def test_mixed_precision_trains_and_keeps_its_weights_in_float32(tiny: Tiny) -> None:
-    assert train.main(tiny(max_steps=2, amp="bf16")) == 0
-    assert all(weights.dtype == torch.float32 for weights in final_state(tiny())["gen_ab"].values())
+@pytest.mark.parametrize(("amp", "inside"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_in_float32(
+    tiny: Tiny, amp: bool, inside: torch.dtype
+) -> None:
+    model = train.build_model(tiny(), CPU)
+    seen = set()
+    for network in (model.gen_ab.down, model.gen_ba.down, model.disc_a.patches, model.disc_b.patches):
+        network[0].register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    real = torch.rand(1, 3, 32, 32) * 2 - 1
+    reported = train.train_step(model, real, real, tiny(), amp)
+    assert seen == {inside}
+    assert {value.dtype for value in reported.values()} == {torch.float32}
+    assert {p.dtype for p in (*model.gen_ab.parameters(), *model.disc_a.parameters())} == {torch.float32}
 
 
 # --- Long checks
@@ -391,15 +452,16 @@ def test_thirty_kills_at_random_moments_end_on_the_weights_of_an_undisturbed_run
 
 @pytest.mark.slow
 def test_a_short_demo_run_moves_held_out_faces_towards_the_truth(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By more than the spread of three seeds, in both directions, measured on true pairs that training never saw."""
+    monkeypatch.chdir(tmp_path)
     torch.set_num_threads(2)
-    shares: dict[str, list[float]] = {"a to b": [], "b to a": []}
+    shares: dict[str, list[float]] = {"european to asian": [], "asian to european": []}
     for seed in range(3):
         config = replace(
-            PRESETS["demo"], data_dir=str(tmp_path / "demo"), runs_dir=str(tmp_path), run_name=f"seed{seed}", seed=seed,
-            max_steps=200, sample_every_steps=1000, checkpoint_every_steps=1000,
+            PRESETS["demo"], run_name=f"seed{seed}", seed=seed, max_steps=200, sample_every_steps=1000,
+            checkpoint_every_steps=1000, device="cpu",
         )  # fmt: skip
         assert train.main(config) == 0
         shown = capsys.readouterr().out

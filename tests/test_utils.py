@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +134,9 @@ def test_a_grid_has_a_row_for_each_image_and_a_column_for_each_batch() -> None:
 
 
 def test_seeding_repeats_all_generators() -> None:
-    def draw() -> tuple[float, float]:
+    def draw() -> tuple[float, float, float]:
         seed_everything(3)
-        return torch.rand(1).item(), float(np.random.rand())
+        return torch.rand(1).item(), float(np.random.rand()), random.random()
 
     assert draw() == draw()
 
