@@ -214,10 +214,8 @@ def learning_rate_at(step: int, steps_per_epoch: int, config: Config) -> float:
 
 def sample_grid(model: Model, view_a: Tensor, view_b: Tensor) -> Tensor:
     """The averaged generators on fixed images: rows of real_a, fake_b, rec_a, real_b, fake_a, rec_b; (3, H', W')."""
-    fake_b, fake_a = (
-        translate_in_batches(g, x, 1) for g, x in ((model.ema_gen_ab, view_a), (model.ema_gen_ba, view_b))
-    )
-    rec_a, rec_b = translate_in_batches(model.ema_gen_ba, fake_b, 1), translate_in_batches(model.ema_gen_ab, fake_a, 1)
+    fake_b, fake_a = translate_in_batches(model.ema_gen_ab, view_a), translate_in_batches(model.ema_gen_ba, view_b)
+    rec_a, rec_b = translate_in_batches(model.ema_gen_ba, fake_b), translate_in_batches(model.ema_gen_ab, fake_a)
     return image_grid([view_a, fake_b, rec_a, view_b, fake_a, rec_b])
 
 
@@ -248,6 +246,14 @@ def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> 
     return int(saved["step"])
 
 
+def save(model: Model, run_dir: Path, step: int, steps_per_epoch: int, config: Config, data: dict[str, str]) -> None:
+    """Write a checkpoint and delete those that need not be kept."""
+    state = {"step": step, "epoch": step // steps_per_epoch, "config": to_dict(config), "data": data}
+    folder = run_dir / "checkpoints"
+    checkpoint.save_checkpoint(folder, state | {"random": checkpoint.random_state()} | model.state_dict())
+    checkpoint.prune_checkpoints(folder, step, config.keep_checkpoints, config.keep_every_epochs * steps_per_epoch)
+
+
 def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int:
     """The whole run in its locked folder, from its newest checkpoint on. Returns the program's exit status."""
     # Make ready the images and the device.
@@ -276,16 +282,8 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
     loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
     with checkpoint.atomic_write(run_dir / "config.json") as file:
         file.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    print(f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images, "
-          f"{steps_per_epoch} steps an epoch, {num_steps} in all, on {device}{' in bf16' if amp else ''}\n"
-          f"{'going on after step ' + str(step) if step else 'starting'} in {printable(run_dir)}; "
-          f"watch with: tensorboard --logdir {printable(config.runs_dir)}")  # fmt: skip
-
-    def save() -> None:
-        state = {"step": step, "epoch": step // steps_per_epoch, "config": to_dict(config), "data": data}
-        folder = run_dir / "checkpoints"
-        checkpoint.save_checkpoint(folder, state | {"random": checkpoint.random_state()} | model.state_dict())
-        checkpoint.prune_checkpoints(folder, step, config.keep_checkpoints, config.keep_every_epochs * steps_per_epoch)
+    counts = f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images"
+    print(f"{counts}; {printable(run_dir)}: step {step} of {num_steps}, on {device}{' in bf16' if amp else ''}")
 
     log = RunLog(run_dir, step, num_steps, steps_per_epoch, config)
     with stop_requests() as stop, log, running(loader) as pairs:
@@ -321,11 +319,11 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
                 picture = log.sample(step, sample_grid(model, view_a, view_b))
             ends_kept_epoch = config.keep_every_epochs and step % (config.keep_every_epochs * steps_per_epoch) == 0
             if step % config.checkpoint_every_steps == 0 or ends_kept_epoch or step == num_steps:
-                save()
+                save(model, run_dir, step, steps_per_epoch, config, data)
 
         # Asked to stop: save, and say how to go on.
         if stop and step < num_steps:
-            save()
+            save(model, run_dir, step, steps_per_epoch, config, data)
             log.say(f"{signal.Signals(stop[0]).name}: saved after step {step}; to go on, run the same command again")
             return 128 + stop[0]
 

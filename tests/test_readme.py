@@ -92,7 +92,7 @@ def test_the_test_command_finds_the_tests(clone: Path) -> None:
 
 
 def test_the_lines_of_python_translate_a_photograph(clone: Path) -> None:
-    run(["train.py", "--data-dir", "my_faces", *SHORT], cwd=clone)
+    run(["train.py", "--data-dir", "my_faces", "--run-name", "my_faces", *SHORT], cwd=clone)
     make_image(1, (300, 260)).save(clone / "face.jpg")
     (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     run(["-c", lines], cwd=clone)
