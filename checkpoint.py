@@ -14,24 +14,26 @@ import random
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from config import Config, from_dict, to_dict
 from generator_model import Generator
-from utils import UserError, printable
+from utils import UserError, atomic_write, printable
 
 Direction = Literal["ab", "ba"]
 MAY_DIFFER = {"preset", "runs_dir", "run_name", "num_workers", "log_every_steps", "sample_every_steps", "num_samples",
               "checkpoint_every_steps", "keep_checkpoints", "keep_every_epochs", "max_steps"}  # fmt: skip
+ENTRIES = {"gen_ab", "gen_ba", "ema_gen_ab", "ema_gen_ba", "disc_a", "disc_b", "opt_gen", "opt_disc", "pool_a",
+           "pool_b", "random", "step", "epoch", "data", "config"}  # fmt: skip
 MAY_GROW = {"num_epochs", "num_decay_epochs"}
 _STEP = re.compile(r"step_(\d+)\.pt")
 
@@ -71,44 +73,6 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     return path
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file's path to write to, which becomes `path` when the block ends without an error.
-
-    Raises:
-        UserError: the disk is full or the file cannot be written; nothing is left of it, and an older `path` stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-        _flush_to_disk(path.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer makes a RuntimeError of an OSError
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        if type(reason) is RuntimeError:
-            raise  # not about the file: an error of the GPU, say, that shows only now
-        raise UserError(
-            f"could not write {printable(path)}: {reason}\n"
-            "what was there before is untouched; make room and run the command again"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _flush_to_disk(path: Path) -> None:
-    """fsync a file or, where the system can, a folder."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def prune_checkpoints(folder: Path, step: int, keep: int, keep_every_steps: int) -> None:
     """Delete checkpoints up to `step` but the newest `keep` and those at multiples of `keep_every_steps` (0: none).
 
@@ -122,7 +86,7 @@ def prune_checkpoints(folder: Path, step: int, keep: int, keep_every_steps: int)
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what a save left behind when the process was killed in it."""
-    for path in folder.glob("*.tmp"):
+    for path in folder.glob("step_*.pt.tmp"):
         path.unlink()
 
 
@@ -131,7 +95,8 @@ def remove_leftovers(folder: Path) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint files in a folder, by step."""
-    return sorted((path for path in folder.glob("step_*.pt") if _STEP.fullmatch(path.name)), key=checkpoint_step)
+    files = (path for path in folder.glob("step_*.pt") if _STEP.fullmatch(path.name) and path.is_file())
+    return sorted(files, key=checkpoint_step)
 
 
 def checkpoint_step(path: Path) -> int:
@@ -155,9 +120,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # a hostile or broken file can make the unpickler raise anything
-        reason = "it holds more than tensors and plain values" if "weights_only" in str(error) else error
-        raise CheckpointError(f"{printable(path)} is no checkpoint: {str(reason).splitlines()[0]}") from error
-    if not isinstance(state, dict) or not {"step", "config", "ema_gen_ab", "ema_gen_ba"} <= state.keys():
+        reason = "it holds more than tensors and plain values" if "weights_only" in str(error) else repr(error)
+        raise CheckpointError(f"{printable(path)} is no checkpoint: {reason.splitlines()[0]}") from error
+    if not isinstance(state, dict) or not state.keys() >= ENTRIES:
         raise CheckpointError(f"{printable(path)} is no checkpoint of this program (import other weights first)")
     return state
 
@@ -263,8 +228,9 @@ def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str
     saved = _read_run_or_checkpoint(Path(source))
     tensors = {f"{name}.{key}": tensor.contiguous() for name in ("gen_ab", "gen_ba")
                for key, tensor in saved["ema_" + name].items()}  # fmt: skip
+    content = save(tensors, metadata={"config": json.dumps(to_dict(saved_config(saved)))})
     with atomic_write(Path(target)) as temporary:
-        save_file(tensors, temporary, metadata={"config": json.dumps(to_dict(saved_config(saved)))})
+        temporary.write_bytes(content)
 
 
 def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
@@ -283,5 +249,5 @@ def _read_safetensors(path: Path, name: str) -> tuple[Config, dict[str, Tensor]]
             config = from_dict(json.loads((file.metadata() or {})["config"]))
             keys = [key for key in file.keys() if key.startswith(name + ".")]  # noqa: SIM118
             return config, {key.removeprefix(name + "."): file.get_tensor(key) for key in keys}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever a broken or hostile file makes the parsers raise
         raise CheckpointError(f"{printable(path)} holds no weights of this program: {error!r}") from error

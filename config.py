@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+BILLION = 10**9  # more steps, images or files than anybody will see
+
 
 @dataclass(frozen=True)
 class Between:
@@ -27,24 +29,27 @@ class Between:
     multiple_of: int = 0
 
     def __str__(self) -> str:
-        text = f"at least {self.low:g}" if self.high == math.inf else f"between {self.low:g} and {self.high:g}"
+        text = (
+            f"at least {self.low:g}" if self.high in (BILLION, math.inf) else f"between {self.low:g} and {self.high:g}"
+        )
         return text if not self.multiple_of else f"a multiple of {self.multiple_of}, {text}"
 
     def allows(self, value: float) -> bool:
-        in_range = math.isfinite(value) and self.low <= value <= self.high
+        in_range = self.low <= value <= self.high and value != math.inf
         return in_range and not (self.multiple_of and value % self.multiple_of)
 
 
-Count = Annotated[int, Between(0), tyro.conf.arg(metavar="INT>=0")]
-Positive = Annotated[int, Between(1), tyro.conf.arg(metavar="INT>=1")]
+Count = Annotated[int, Between(0, BILLION), tyro.conf.arg(metavar="INT>=0")]
+Positive = Annotated[int, Between(1, BILLION), tyro.conf.arg(metavar="INT>=1")]
 ImageSide = Annotated[int, Between(32, 4096, multiple_of=4), tyro.conf.arg(metavar="INT=32..4096")]
 Width = Annotated[int, Between(1, 1024), tyro.conf.arg(metavar="INT=1..1024")]
 Depth = Annotated[int, Between(0, 64), tyro.conf.arg(metavar="INT=0..64")]
-TwoOrMore = Annotated[int, Between(2), tyro.conf.arg(metavar="INT>=2")]
+TwoOrMore = Annotated[int, Between(2, BILLION), tyro.conf.arg(metavar="INT>=2")]
 Weight = Annotated[float, Between(0), tyro.conf.arg(metavar="FLOAT>=0")]
 Fraction = Annotated[float, Between(0, 1), tyro.conf.arg(metavar="FLOAT=0..1")]
 Decay = Annotated[float, Between(0, 0.999999), tyro.conf.arg(metavar="FLOAT=0..0.999999")]
 Hue = Annotated[float, Between(0, 0.5), tyro.conf.arg(metavar="FLOAT=0..0.5")]
+NumWorkers = Annotated[int, Between(0, 256), tyro.conf.arg(metavar="INT=0..256")]
 Degrees = Annotated[float, Between(0, 180), tyro.conf.arg(metavar="FLOAT=0..180")]
 Scale = Annotated[float, Between(1, 4), tyro.conf.arg(metavar="FLOAT=1..4")]
 Seed = Annotated[int, Between(0, 2**63 - 1), tyro.conf.arg(metavar="INT>=0")]
@@ -102,7 +107,7 @@ class Config:
     amp: Literal["auto", "bf16", "off"] = "auto"  # mixed precision; auto: bf16 on a GPU that has it, else off
     compile: bool = False  # torch.compile the networks: slow to start, faster per step on a GPU
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first of cuda, mps, cpu that is there
-    num_workers: Count = 2  # processes that read images; 0: the training process reads them itself
+    num_workers: NumWorkers = 2  # processes that read images; 0: the training process reads them itself
     seed: Seed = 0  # of weights, order, partners, augmentation and image pools; a CPU repeats a run bit for bit
 
     # --- The run's folder: runs_dir/run_name
@@ -144,11 +149,11 @@ def _check_words(config: Config) -> None:
     """ValueError unless the knobs that are words can be what they stand for: folders, a run, a device."""
     for name in ("domain_a", "domain_b", "run_name"):
         word = getattr(config, name)
-        if not word.strip() or word in (".", "..") or re.search(r"[/\\\0]", word):
+        if not word.strip() or not word.isprintable() or word in (".", "..") or re.search(r"[/\\]", word):
             raise ValueError(f"{name} must be a plain folder name, got {word!r}")
     if config.domain_a.lower() == config.domain_b.lower():
         raise ValueError(f"domain_b must differ from domain_a, got {config.domain_b!r} for both")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", config.device):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
 
 
@@ -164,7 +169,7 @@ PRESETS = {
                       jitter_hue=0.02, amp="off"),
     "demo": replace(_DEFAULT, preset="demo", run_name="demo", data_dir="dataset/demo", paired_test=True, image_size=64,
                     base_channels=32, resize_scale=1.0, lambda_cycle=5.0, lambda_identity=0.0, num_epochs=1,
-                    num_decay_epochs=2, ema_decay=0.998, sample_every_steps=200,
+                    num_decay_epochs=2, max_steps=1000, ema_decay=0.998, sample_every_steps=200,
                     checkpoint_every_steps=200, num_workers=1),
 }  # fmt: skip
 
@@ -192,10 +197,10 @@ def _named_preset(argv: Sequence[str]) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """Tyro's framed error message on one line, without the help it repeats for a bad value."""
-    lines = [line.strip("│╭╰╮╯─ \n") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
-    message = " ".join(line for line in lines[1:] if line)  # the first line is the frame's title
-    message = re.sub(r" Argument helptext:.*| For full helptext.*", "", message)
+    """Tyro's framed error message on one line, without frame, title, and the help it repeats for a bad value."""
+    _, *lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()  # the first holds the title
+    words = [line.strip("│| ") for line in lines if not re.fullmatch(r"[│|+╰╯─ -]*", line)]
+    message = re.sub(r" Argument helptext:.*| For full helptext.*", "", " ".join(filter(None, words)))
     return re.sub(r"^Error parsing (Config: )?", "", message)
 
 

@@ -30,6 +30,7 @@ from utils import UserError, image_to_tensor, printable, read_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MIN_SIDE = 16  # px; smaller images are thumbnails and icons, not faces
+MAX_ASPECT = 10  # long side over short side; the short side is resized, and the long one must still fit into memory
 DEMO_ZIP = Path(__file__).parent / "assets" / "demo_faces.zip"
 
 
@@ -120,8 +121,8 @@ def _why_unusable(file: Path) -> str | None:
     try:
         if not file.is_file():  # a pipe would block for ever
             return "not a regular file" if file.suffix.lower() in IMAGE_SUFFIXES else ""
-        read_image(file, min_side=MIN_SIDE, preview=True)
-        return None
+        short, long = sorted(read_image(file, min_side=MIN_SIDE, preview=True).size)
+        return f"too narrow: one side is over {MAX_ASPECT} times the other" if long > MAX_ASPECT * short else None
     except UnidentifiedImageError:
         empty = file.stat().st_size == 0
         return ("empty file" if empty else "not an image") if file.suffix.lower() in IMAGE_SUFFIXES else ""
@@ -189,7 +190,11 @@ class UnpairedDataset(Dataset[tuple[Tensor, Tensor]]):
     def _load(self, file: Path, seed: int) -> Tensor:
         # albumentations keeps random state of its own, which workers would share and epochs repeat
         self.augmentation.set_random_seed(seed)
-        return image_to_tensor(self.augmentation(image=np.array(read_image(file)))["image"])
+        try:
+            pixels = np.array(read_image(file))
+        except (OSError, ValueError, SyntaxError) as error:  # it was whole when the run began
+            raise OSError(f"{printable(file)} cannot be read any more: {error}") from error
+        return image_to_tensor(self.augmentation(image=pixels)["image"])
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -247,6 +252,8 @@ def running(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[Iterator[tupl
         yield batches
     finally:
         getattr(batches, "_shutdown_workers", lambda: None)()
+        for busy in multiprocessing.active_children():
+            busy.kill()
 
 
 def _start_worker(worker: int) -> None:
@@ -268,4 +275,8 @@ def unpack_demo_faces(target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=target.parent) as folder:
         with zipfile.ZipFile(DEMO_ZIP) as archive:
             archive.extractall(Path(folder, "faces"))
-        os.rename(Path(folder, "faces"), target)
+        try:
+            os.rename(Path(folder, "faces"), target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster
+                raise

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import Config, to_dict
-from utils import tensor_to_image
+from utils import atomic_write, tensor_to_image
 
 
 class RunLog:
@@ -67,10 +67,9 @@ class RunLog:
 
     def sample(self, step: int, grid: Tensor) -> Path:
         """Save a picture (3, H, W) in [-1, 1] as samples/step_NNNNNNNN.png and to TensorBoard; returns its path."""
-        image = tensor_to_image(grid)
         path = self.run_dir / "samples" / f"step_{step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
-        image.save(path)
+        with atomic_write(path) as file:
+            tensor_to_image(grid).save(file, "PNG")
         self.tensorboard.add_image("samples", (grid + 1) / 2, step)
         return path
 
@@ -105,8 +104,9 @@ class RunLog:
         path = self.run_dir / "metrics.csv"
         if not path.exists():
             return
-        header, *lines = path.read_text().splitlines(keepends=True) or [""]
-        kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
+        header, *lines = path.read_text(errors="replace").splitlines(keepends=True) or [""]
+        rows = [line for line in lines if line.endswith("\n") and line.split(",")[0].isdecimal()]
+        kept = [line for line in rows if int(line.split(",")[0]) <= step]
         if kept:
             path.write_text(header + "".join(kept))
         else:

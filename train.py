@@ -44,7 +44,16 @@ from generator_model import Generator
 from losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss
 from metrics import paired_report, translate_in_batches
 from run_log import RunLog
-from utils import UserError, has_fast_bf16, image_grid, pick_device, printable, seed_everything, stop_requests
+from utils import (
+    UserError,
+    atomic_write,
+    has_fast_bf16,
+    image_grid,
+    pick_device,
+    printable,
+    seed_everything,
+    stop_requests,
+)
 
 BETA2 = 0.999  # of Adam, as in the paper's code
 EMA_WARM_UP = 3  # steps / (steps + this) bounds the decay of the generators' average
@@ -240,10 +249,13 @@ def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> 
         if broken:
             raise UserError(f"no whole checkpoint is left in {printable(folder)}; start afresh with another --run-name")
         return 0
-    checkpoint.check_resumable(saved, config, data)
-    model.load_state_dict(saved)
-    checkpoint.restore_random_state(saved["random"])
-    return int(saved["step"])
+    try:
+        checkpoint.check_resumable(saved, config, data)
+        model.load_state_dict(saved)
+        checkpoint.restore_random_state(saved["random"])
+        return int(saved["step"])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"the newest checkpoint in {printable(folder)} is not of this program: {error!r}") from error
 
 
 def save(model: Model, run_dir: Path, step: int, steps_per_epoch: int, config: Config, data: dict[str, str]) -> None:
@@ -280,7 +292,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
         return 0
     batches = EpochBatches(len(dataset), config.batch_size, config.seed, step, num_steps)
     loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
-    with checkpoint.atomic_write(run_dir / "config.json") as file:
+    with atomic_write(run_dir / "config.json") as file:
         file.write_text(json.dumps(to_dict(config), indent=2) + "\n")
     counts = f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images"
     print(f"{counts}; {printable(run_dir)}: step {step} of {num_steps}, on {device}{' in bf16' if amp else ''}")
@@ -288,7 +300,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
     log = RunLog(run_dir, step, num_steps, steps_per_epoch, config)
     with stop_requests() as stop, log, running(loader) as pairs:
         # Show what the generators do before the first step.
-        if step == 0:
+        if step == 0 and not stop:
             log.sample(step, sample_grid(model, view_a, view_b))
 
         # Draw a batch of each domain.
@@ -349,6 +361,10 @@ def main(config: Config) -> int:
         print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
     except torch.OutOfMemoryError:
         print("error: the GPU's memory is full: lower --batch-size, --image-size or --base-channels", file=sys.stderr)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        print(f"error: {error}\noften the memory is full: lower --num-workers or --batch-size", file=sys.stderr)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 1

@@ -1,4 +1,4 @@
-"""Images to tensors and back, image grids, seeds, device, signals. Nothing here knows what a GAN is."""
+"""Images to tensors and back, image grids, seeds, device, signals, atomic files. Nothing here knows what a GAN is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
@@ -51,10 +52,10 @@ def read_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, pr
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("32-bit floating-point images are not supported")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit images are not supported: their range is unknown")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -127,3 +128,41 @@ def stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary file's path to write to, which becomes `path` when the block ends without an error.
+
+    Raises:
+        UserError: the disk is full or the file cannot be written; nothing is left of it, and an older `path` stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+        _flush_to_disk(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of an OSError
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        if type(reason) is RuntimeError:
+            raise  # not about the file: an error of the GPU, say, that shows only now
+        raise UserError(
+            f"could not write {printable(path)}: {reason}\n"
+            "what was there before is untouched; make room and run the command again"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """fsync a file or, where the system can, a folder."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -158,6 +158,22 @@ def damage(path: Path, how: str) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.parametrize("name", ["gen_ab", "disc_a", "pool_a", "random"])
+def test_a_checkpoint_without_one_of_its_entries_is_seen(saved: Path, name: str) -> None:
+    state = read_checkpoint(saved)
+    del state[name]
+    save_checkpoint(saved.parent, state)
+    with pytest.raises(CheckpointError, match="no checkpoint of this program"):
+        read_checkpoint(saved)
+
+
+def test_an_archive_without_content_is_seen(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "step_00000001.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        read_checkpoint(tmp_path / "step_00000001.pt")
+
+
 @pytest.mark.parametrize("how", ["flipped bit", "truncated", "empty"])
 def test_damage_is_seen_and_the_checkpoint_before_is_used(saved: Path, tiny: Tiny, how: str) -> None:
     newer = save_checkpoint(saved.parent, tiny_state(tiny(), step=5))

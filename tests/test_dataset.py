@@ -84,6 +84,8 @@ def test_bad_files_are_left_out_with_a_reason_and_strangers_are_passed_over(tmp_
         save(name, good if name[0] in "._" else b"nothing to see")
     make_image(1, (15, 40)).save(tmp_path / "icon.png")
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
+    make_image(1, (20, 2000)).save(tmp_path / "thread.png")
+    Image.new("F", (20, 20)).save(tmp_path / "float.tif")
     (tmp_path / "circle").symlink_to(tmp_path)
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
@@ -96,7 +98,7 @@ def test_bad_files_are_left_out_with_a_reason_and_strangers_are_passed_over(tmp_
     odd_names = {"name without suffix", "sub/folder/ünï\n.JPG", "wrong suffix.png", "not.txt"}
     assert usable == {"good.jpg", "link.jpg"} | odd_names
     reasons = {path.name: reason for path, reason in folder.left_out}
-    left_out = "bomb.png dangling.jpg empty.png icon.png loop.jpg pipe.jpg text.jpg truncated.jpg"
+    left_out = "bomb.png dangling.jpg empty.png float.tif icon.png loop.jpg pipe.jpg text.jpg thread.png truncated.jpg"
     assert sorted(reasons) == left_out.split()
     assert "truncated" in reasons["truncated.jpg"].lower()
     assert reasons["empty.png"] == "empty file"

@@ -51,7 +51,7 @@ def test_tensorboard_holds_what_the_table_holds(tmp_path: Path) -> None:
 def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
     log_steps(tmp_path, 1, 8)
     with open(tmp_path / "metrics.csv", "a") as file:
-        file.write("10,0.1")  # cut short by a kill
+        file.write("\nnote: from here on with more light\n10,0.1")  # a user's remark, and a row cut short by a kill
     log_steps(tmp_path, 6, 10)  # the checkpoint was of step 5
     assert [row["step"] for row in rows(tmp_path)] == ["2", "4", "6", "8", "10"]
     events = EventAccumulator(str(tmp_path)).Reload()
