@@ -114,14 +114,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
             damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f"{printable(path)} is damaged: wrong checksum in {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken file can make the unpickler raise anything
         reason = "it holds more than tensors and plain values" if "weights_only" in str(error) else repr(error)
         raise CheckpointError(f"{printable(path)} is no checkpoint: {reason.splitlines()[0]}") from error
+    if damaged:
+        raise CheckpointError(f"{printable(path)} is damaged: wrong checksum in {damaged}")
     if not isinstance(state, dict) or not state.keys() >= ENTRIES:
         raise CheckpointError(f"{printable(path)} is no checkpoint of this program (import other weights first)")
     return state

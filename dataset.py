@@ -197,6 +197,11 @@ class UnpairedDataset(Dataset[tuple[Tensor, Tensor]]):
         return image_to_tensor(self.augmentation(image=pixels)["image"])
 
 
+def count_steps_per_epoch(num_items: int, batch_size: int) -> int:
+    """Batches in an epoch; the last one may be smaller."""
+    return math.ceil(num_items / batch_size)
+
+
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """The (epoch, index) pairs of each training step, in a new order every epoch, starting at any step.
 
@@ -206,7 +211,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __init__(self, num_items: int, batch_size: int, seed: int, first_step: int, num_steps: int) -> None:
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.first_step, self.num_steps = first_step, num_steps
-        self.steps_per_epoch = math.ceil(num_items / batch_size)
+        self.steps_per_epoch = count_steps_per_epoch(num_items, batch_size)
 
     def __len__(self) -> int:
         return self.num_steps - self.first_step

@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
 import copy
 import json
-import math
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -32,6 +31,7 @@ from dataset import (
     Folders,
     UnpairedDataset,
     build_loader,
+    count_steps_per_epoch,
     find_images,
     load_views,
     report_left_out,
@@ -258,12 +258,14 @@ def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> 
         raise UserError(f"the newest checkpoint in {printable(folder)} is not of this program: {error!r}") from error
 
 
-def save(model: Model, run_dir: Path, step: int, steps_per_epoch: int, config: Config, data: dict[str, str]) -> None:
+def save(
+    model: Model, run_dir: Path, step: int, epoch: int, keep_every_steps: int, config: Config, data: dict[str, str]
+) -> None:
     """Write a checkpoint and delete those that need not be kept."""
-    state = {"step": step, "epoch": step // steps_per_epoch, "config": to_dict(config), "data": data}
+    state = {"step": step, "epoch": epoch, "config": to_dict(config), "data": data}
     folder = run_dir / "checkpoints"
     checkpoint.save_checkpoint(folder, state | {"random": checkpoint.random_state()} | model.state_dict())
-    checkpoint.prune_checkpoints(folder, step, config.keep_checkpoints, config.keep_every_epochs * steps_per_epoch)
+    checkpoint.prune_checkpoints(folder, step, config.keep_checkpoints, keep_every_steps)
 
 
 def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int:
@@ -283,7 +285,8 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
     seed_everything(config.seed)
     model = build_model(config, device)
     step = resume(model, run_dir / "checkpoints", config, data)
-    steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
+    steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size)
+    keep_every_steps = config.keep_every_epochs * steps_per_epoch
     num_steps = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch
     num_steps = min(num_steps, config.max_steps or num_steps)
     if step >= num_steps:
@@ -329,13 +332,13 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
                 log.write(step, learning_rate)
             if step % config.sample_every_steps == 0 or step == num_steps:
                 picture = log.sample(step, sample_grid(model, view_a, view_b))
-            ends_kept_epoch = config.keep_every_epochs and step % (config.keep_every_epochs * steps_per_epoch) == 0
+            ends_kept_epoch = keep_every_steps and step % keep_every_steps == 0
             if step % config.checkpoint_every_steps == 0 or ends_kept_epoch or step == num_steps:
-                save(model, run_dir, step, steps_per_epoch, config, data)
+                save(model, run_dir, step, step // steps_per_epoch, keep_every_steps, config, data)
 
         # Asked to stop: save, and say how to go on.
         if stop and step < num_steps:
-            save(model, run_dir, step, steps_per_epoch, config, data)
+            save(model, run_dir, step, step // steps_per_epoch, keep_every_steps, config, data)
             log.say(f"{signal.Signals(stop[0]).name}: saved after step {step}; to go on, run the same command again")
             return 128 + stop[0]
 

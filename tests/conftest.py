@@ -17,6 +17,8 @@ from PIL import Image
 from config import Config
 
 ROOT = Path(__file__).parent.parent
+Tiny = Callable[..., Config]
+SMALL = ["--image-size", "32", "--base-channels", "4", "--num-residuals", "1", "--device", "cpu"]  # trains in seconds
 torch.set_num_threads(1)
 
 
@@ -43,7 +45,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny(data_dir: Path, tmp_path: Path) -> Callable[..., Config]:
+def tiny(data_dir: Path, tmp_path: Path) -> Tiny:
     """A configuration of a run that takes a second: `tiny(num_epochs=2)`."""
 
     def build(**knobs: object) -> Config:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, Tiny
 from safetensors import safe_open
 
 import checkpoint
@@ -28,8 +28,6 @@ import train
 from checkpoint import CheckpointError, export_weights, load_generator, read_checkpoint, save_checkpoint
 from config import Config, to_dict
 from utils import UserError, seed_everything
-
-Tiny = Callable[..., Config]
 
 
 def tiny_state(config: Config, step: int = 3) -> dict[str, Any]:

@@ -8,14 +8,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import albumentations as A
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_image
+from conftest import ROOT, Tiny, make_image
 from PIL import Image
 
 from config import PRESETS, Config
@@ -32,7 +31,6 @@ from dataset import (
 )
 from utils import UserError, image_to_tensor
 
-Tiny = Callable[..., Config]
 ALL_AUGMENTATION = {"rotate_degrees": 10.0, "iso_noise_prob": 1.0, "jitter_brightness": 0.2, "jitter_contrast": 0.2,
                     "jitter_saturation": 0.2, "jitter_hue": 0.1}  # fmt: skip
 

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_folders, make_image
+from conftest import ROOT, SMALL, make_folders, make_image
 
 from config import Config
 
@@ -26,15 +26,17 @@ COMMANDS = [
     for line in block.splitlines()
     for command in line.split("&&")
 ]
-SMALL = ["--image-size", "32", "--base-channels", "4", "--num-residuals", "1"]
 SHORT = [*SMALL, "--max-steps", "2", "--num-workers", "0"]
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """The repository without what programs made in it, and the folders that the README speaks of."""
-    made = (".git", ".venv", "venv", "runs", "dataset", "checkpoints", "test_images", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, tmp_path, ignore=shutil.ignore_patterns(*made), dirs_exist_ok=True)
+    """The repository without what its users put into it, and the folders that the README speaks of."""
+    for pattern in ("*.py", "*.txt", "*.toml", "*.md"):
+        for file in ROOT.glob(pattern):
+            shutil.copy(file, tmp_path)
+    for folder in ("assets", "docs", "tests", ".ci"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("venv", "__pycache__"))
     make_folders(tmp_path / "my_faces")
     animals = make_folders(tmp_path / "my_animals")
     for split in ("train", "test"):

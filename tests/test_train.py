@@ -9,14 +9,13 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_folders, run_train, start_train
+from conftest import SMALL, Tiny, make_folders, run_train, start_train
 from PIL import Image
 from reference_step import reference_step
 from torch import Tensor
@@ -26,7 +25,6 @@ import losses
 import train
 from config import PRESETS, Config, from_dict
 
-Tiny = Callable[..., Config]
 CPU = torch.device("cpu")
 
 
@@ -247,10 +245,7 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(tiny: Tiny, capsys: pytest
 def test_an_image_that_vanishes_ends_the_run_with_its_name(tmp_path: Path) -> None:
     """Also with workers, which are deaf to signals."""
     make_folders(tmp_path / "dataset", num_a=2, num_b=2)
-    process = start_train(
-        "--image-size", "32", "--base-channels", "4", "--num-residuals", "1", "--num-workers", "2",
-        "--num-epochs", "9999", "--log-every-steps", "1", "--device", "cpu", cwd=tmp_path,
-    )  # fmt: skip
+    process = start_train(*SMALL, "--num-workers", "2", "--num-epochs", "9999", "--log-every-steps", "1", cwd=tmp_path)
     assert process.stdout is not None
     assert process.stdout.readline()
     (tmp_path / "dataset" / "train" / "asian" / "0001.png").unlink()
@@ -273,10 +268,7 @@ def test_the_demo_faces_are_unpacked_only_to_their_own_place(
 @pytest.mark.parametrize(("number", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_signal_saves_and_leaves_no_worker_behind(tmp_path: Path, number: signal.Signals, to_group: bool) -> None:
     make_folders(tmp_path / "dataset")
-    process = start_train(
-        "--image-size", "32", "--base-channels", "4", "--num-residuals", "1", "--num-workers", "2",
-        "--num-epochs", "9999", "--log-every-steps", "1", "--device", "cpu", cwd=tmp_path,
-    )  # fmt: skip
+    process = start_train(*SMALL, "--num-workers", "2", "--num-epochs", "9999", "--log-every-steps", "1", cwd=tmp_path)
     assert process.stdout is not None
     while not process.stdout.readline().startswith("step 2/"):
         assert process.poll() is None, process.communicate()
