@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loopback import Handler, Server, Web
 from PIL import Image
 
+import fetch
 from config import Config
 
 ROOT = Path(__file__).parent.parent
@@ -77,3 +80,18 @@ def run_train(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Co
     process = start_train(*arguments, cwd=cwd)
     out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setattr(fetch, "RETRY_WAITS", (0.0,) * 5)
+    server = Server(("127.0.0.1", 0), Handler)
+    server.ranges, server.content = [], b""
+    server.answer = lambda request, count: request.send_whole()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    web = Web(server)
+    yield web
+    web.released.set()
+    server.shutdown()
+    server.server_close()
