@@ -28,8 +28,13 @@ class UserError(ValueError):
 def read_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, preview: bool = False) -> Image.Image:
     """Read the first frame of an image file, whatever its name, as an upright RGB image of 8 bits a channel.
 
-    EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency is laid on white. The whole file is
-    decoded, so that a truncated one does not pass.
+    Args and errors as of `open_image`; see `to_rgb` for the colours.
+    """
+    return to_rgb(ImageOps.exif_transpose(open_image(source, min_side, preview)))
+
+
+def open_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, preview: bool = False) -> Image.Image:
+    """Decode the first frame of an image file, whole, so that a truncated file does not pass; its mode stays.
 
     Args:
         source: path or binary file.
@@ -48,10 +53,15 @@ def read_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, pr
         if preview:
             image.draft("L", (1, 1))
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB of 8 bits a channel: 16-bit grey is scaled, transparency is laid on white.
+
+    Raises:
+        ValueError: 32 bits a channel.
+    """
     if image.mode in ("I", "F"):
         raise ValueError("32-bit images are not supported: their range is unknown")
     if image.mode.startswith("I;16"):
