@@ -82,7 +82,7 @@ class Config:
     # --- Networks
     base_channels: Width = 64  # channels of the first layer of all four networks (paper 64)
     num_residuals: Depth = 0  # residual blocks of a generator; 0: 9 above 128 px, else 6 (paper)
-    padding: Literal["reflect", "zero"] = "zero"  # of the generators; zero is cheaper (paper reflect)
+    padding: Literal["reflect", "zero", "reflect-all"] = "zero"  # of the generators; zero is cheaper (paper reflect)
     global_skip: bool = True  # generators predict the change to their input and start as the identity (paper: no)
     norm_first: bool = True  # instance norm after the generator's first layer (paper: yes)
     init_std: Weight = 0.02  # spread of the normal initial weights; 0: PyTorch's own initialisation (paper 0.02)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Padding = Literal["reflect", "zero"]
+Padding = Literal["reflect", "zero", "reflect-all"]
 SKIP_LIMIT = 0.999  # |x| is clamped to this before atanh; 0.001 of [-1, 1] is an eighth of one 8-bit grey level
 
 
@@ -28,7 +28,8 @@ class Generator(nn.Module):
     Args:
         num_residuals: residual blocks; the paper has 9 for 256 px and 6 for 128 px.
         base_channels: channels of the first layer (64 in the paper).
-        padding: "reflect" as in the paper, or "zero".
+        padding: "reflect" as in the paper's reference implementation, where only the strided convolutions are padded
+            with zeros; "reflect-all", reflection in these too; or "zero" everywhere.
         global_skip: predict the change to the input.
         norm_first: whether instance norm follows the first layer.
         init_std: standard deviation of the initial weights, biases being zero; 0 keeps PyTorch's initialisation.
@@ -45,12 +46,15 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         c, self.global_skip = base_channels, global_skip
+        strided: Literal["reflect", "zeros"] = "reflect" if padding == "reflect-all" else "zeros"
         self.stem = nn.Sequential(
             *padded_conv(3, c, 7, padding), *([nn.InstanceNorm2d(c)] if norm_first else []), nn.ReLU(True)
         )
         self.down = nn.Sequential(
-            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1), nn.InstanceNorm2d(2 * c), nn.ReLU(True),
-            nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1), nn.InstanceNorm2d(4 * c), nn.ReLU(True),
+            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1, padding_mode=strided),
+            nn.InstanceNorm2d(2 * c), nn.ReLU(True),
+            nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1, padding_mode=strided),
+            nn.InstanceNorm2d(4 * c), nn.ReLU(True),
         )  # fmt: skip
         self.residuals = nn.Sequential(*(ResidualBlock(4 * c, padding) for _ in range(num_residuals)))
         self.up = nn.Sequential(
@@ -111,6 +115,6 @@ class ResidualBlock(nn.Module):
 
 def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Padding) -> list[nn.Module]:
     """A convolution of stride 1 that keeps the size, as layers: reflection needs one of its own."""
-    if padding == "reflect":
-        return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(in_channels, out_channels, kernel)]
-    return [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)]
+    if padding == "zero":
+        return [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)]
+    return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(in_channels, out_channels, kernel)]

@@ -23,14 +23,14 @@ def test_parameters_are_those_of_the_layer_list(num_residuals: int, published: i
     assert count == published == count_from_the_layer_list(num_residuals)
 
 
-def reference_forward(state: dict[str, Tensor], x: Tensor, num_residuals: int, mode: str) -> Tensor:
+def reference_forward(state: dict[str, Tensor], x: Tensor, num_residuals: int, mode: str, strided_mode: str) -> Tensor:
     """The paper's network, written with functions, on the same weights taken in order."""
     weights = iter(state.values())
 
     def conv(x: Tensor, pad: int, stride: int = 1) -> Tensor:
         weight, bias = next(weights), next(weights)
         if stride == 2:
-            return F.conv2d(x, weight, bias, stride=2, padding=1)
+            return F.conv2d(F.pad(x, [1] * 4, mode=strided_mode), weight, bias, stride=2)
         return F.conv2d(F.pad(x, [pad] * 4, mode=mode), weight, bias)
 
     def normalise(x: Tensor) -> Tensor:
@@ -48,11 +48,14 @@ def reference_forward(state: dict[str, Tensor], x: Tensor, num_residuals: int, m
     return conv(x, 3).tanh()
 
 
-@pytest.mark.parametrize(("padding", "mode"), [("reflect", "reflect"), ("zero", "constant")])
-def test_forward_equals_the_paper_written_with_functions(padding: str, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("padding", "mode", "strided_mode"),
+    [("reflect", "reflect", "constant"), ("zero", "constant", "constant"), ("reflect-all", "reflect", "reflect")],
+)
+def test_forward_equals_the_paper_written_with_functions(padding: str, mode: str, strided_mode: str) -> None:
     generator = Generator(2, 8, padding).double()  # type: ignore[arg-type]
     x = torch.rand(2, 3, 32, 40, dtype=torch.float64) * 2 - 1
-    expected = reference_forward(generator.state_dict(), x, 2, mode)
+    expected = reference_forward(generator.state_dict(), x, 2, mode, strided_mode)
     torch.testing.assert_close(generator(x), expected, rtol=1e-9, atol=1e-9)
 
 
