@@ -147,9 +147,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or the file cannot be written; nothing is left of it, and an older `path` stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _flush_to_disk(temporary)
         os.replace(temporary, path)
