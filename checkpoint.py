@@ -8,7 +8,6 @@ follow from it), `epoch`, `data` (fingerprints of the training images) and `conf
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -21,13 +20,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from config import Config, from_dict, to_dict
 from generator_model import Generator
 from utils import UserError, atomic_write, printable
+from weights_file import read_generators, write_generators
 
 Direction = Literal["ab", "ba"]
 MAY_DIFFER = {"preset", "runs_dir", "run_name", "num_workers", "log_every_steps", "sample_every_steps", "num_samples",
@@ -192,12 +190,14 @@ def load_generator(path: str | os.PathLike[str], direction: Direction, ema: bool
     """The trained generator of one direction, on the CPU, in evaluation mode.
 
     Args:
-        path: a run's folder (its newest whole checkpoint), a checkpoint, or a .safetensors file of `export_weights`.
+        path: a run's folder (its newest whole checkpoint), a checkpoint, or a .safetensors file of `export_weights` or
+            import_weights.py.
         direction: "ab" (domain a to b) or "ba".
         ema: the moving average of the weights; otherwise the raw weights, which .safetensors files do not hold.
 
     Raises:
-        UserError: no such file, a damaged one, one of another program or architecture, or an unknown direction.
+        UserError: no such file, a damaged one, one of another program or architecture, or a direction that is
+            unknown or not in the file.
     """
     if direction not in ("ab", "ba"):
         raise UserError(f'direction must be "ab" or "ba", got {direction!r}')
@@ -221,14 +221,12 @@ def load_generator(path: str | os.PathLike[str], direction: Direction, ema: bool
 def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Write both generators' averaged weights, from a run's folder or a checkpoint, to a .safetensors file.
 
-    The file's metadata holds the configuration as JSON under "config". UserError as for `load_generator`.
+    UserError as for `load_generator`.
     """
     saved = _read_run_or_checkpoint(Path(source))
-    tensors = {f"{name}.{key}": tensor.contiguous() for name in ("gen_ab", "gen_ba")
-               for key, tensor in saved["ema_" + name].items()}  # fmt: skip
-    content = save(tensors, metadata={"config": json.dumps(to_dict(saved_config(saved)))})
+    generators = {name: saved["ema_" + name] for name in ("gen_ab", "gen_ba")}
     with atomic_write(Path(target)) as temporary:
-        temporary.write_bytes(content)
+        write_generators(temporary, generators, to_dict(saved_config(saved)))
 
 
 def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
@@ -241,11 +239,14 @@ def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path, name: str) -> tuple[Config, dict[str, Tensor]]:
-    """Configuration and one generator's weights from a file of `export_weights`."""
+    """Configuration and one generator's weights from a .safetensors file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            config = from_dict(json.loads((file.metadata() or {})["config"]))
-            keys = [key for key in file.keys() if key.startswith(name + ".")]  # noqa: SIM118
-            return config, {key.removeprefix(name + "."): file.get_tensor(key) for key in keys}
+        generators, values = read_generators(path)
+        config = from_dict(values)
     except Exception as error:  # whatever a broken or hostile file makes the parsers raise
         raise CheckpointError(f"{printable(path)} holds no weights of this program: {error!r}") from error
+    if name not in generators:
+        other = "gen_ba" if name == "gen_ab" else "gen_ab"
+        held = f"only {other}, the other direction" if other in generators else "no generator"
+        raise CheckpointError(f"{printable(path)} holds no {name}: {held}")
+    return config, generators[name]

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    0: {"config", "generator_model", "discriminator_model", "losses", "utils"},
+    0: {"config", "generator_model", "discriminator_model", "losses", "utils", "weights_file"},
     1: {"dataset", "metrics", "checkpoint", "run_log"},
     2: {"train"},
 }
@@ -19,7 +19,7 @@ ONLY_ROOM = {  # heavy or dangerous imports and the only files that may have the
     "cv2": {"dataset"},
     "tyro": {"config"},
     "filelock": {"checkpoint"},
-    "safetensors": {"checkpoint"},
+    "safetensors": {"weights_file"},
     "tensorboard": {"run_log"},
 }
 
