@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    0: {"config", "generator_model", "discriminator_model", "losses", "utils", "weights_file"},
-    1: {"dataset", "metrics", "checkpoint", "run_log"},
+    0: {"config", "generator_model", "discriminator_model", "losses", "utils", "weights_file", "foreign_file"},
+    1: {"dataset", "metrics", "checkpoint", "import_weights", "run_log"},
     2: {"train"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
@@ -51,8 +51,8 @@ def test_a_file_imports_only_from_the_floors_below(name: str) -> None:
     assert not breaches, f"{name}.py on floor {FLOOR_OF[name]} imports {breaches}"
 
 
-@pytest.mark.parametrize("name", ["generator_model", "discriminator_model", "losses", "utils"])
-def test_networks_losses_and_utils_know_no_config_and_no_command_line(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(FLOORS[0] - {"config"}))
+def test_the_other_files_of_the_lowest_floor_know_no_config_and_no_command_line(name: str) -> None:
     assert not imports_of(name) & {"config", "tyro", "argparse"}
     assert not {node.attr for node in ast.walk(tree_of(name)) if isinstance(node, ast.Attribute)} & {"argv"}
 
@@ -69,11 +69,13 @@ def test_libraries_stay_in_their_rooms(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FLOOR_OF)
-def test_only_checkpoint_saves_and_loads_and_always_weights_only(name: str) -> None:
+def test_only_two_files_load_and_one_saves_and_always_weights_only(name: str) -> None:
     for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.save", "torch.load"):
-            assert name == "checkpoint", f"{name}.py line {node.lineno} calls {ast.unparse(node.func)}"
-            if ast.unparse(node.func) == "torch.load":
+            loads = ast.unparse(node.func) == "torch.load"
+            allowed = {"checkpoint", "foreign_file"} if loads else {"checkpoint"}
+            assert name in allowed, f"{name}.py line {node.lineno} calls {ast.unparse(node.func)}"
+            if loads:
                 assert "weights_only=True" in ast.unparse(node)
 
 
@@ -87,6 +89,5 @@ def test_importing_a_file_does_no_work(name: str) -> None:
         assert isinstance(node, allowed) or docstring or main_guard or before_import, f"{name}.py line {node.lineno}"
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
             calls = {ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)}
-            assert calls <= {"Between", "Config", "Path", "re.compile", "replace", "tyro.conf.arg"}, (
-                f"{name}.py {calls}"
-            )
+            harmless = {"Between", "Config", "Layout", "Path", "re.compile", "replace", "tyro.conf.arg"}
+            assert calls <= harmless, f"{name}.py {calls}"

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, make_folders, make_image
+from foreign_networks import save_origin
 
+from checkpoint import load_generator
 from config import Config
 
 README = (ROOT / "README.md").read_text()
@@ -58,7 +60,7 @@ def run(arguments: list[str], cwd: Path) -> str:
 
 
 def test_every_command_is_known_to_these_tests() -> None:
-    kinds = ("python train.py", "python -m pytest", "tensorboard --logdir runs", *SET_UP)
+    kinds = ("python train.py", "python import_weights.py", "python -m pytest", "tensorboard --logdir runs", *SET_UP)
     assert [command for command in COMMANDS if not command.startswith(kinds)] == []
     assert {kind for kind in kinds if any(command.startswith(kind) for command in COMMANDS)} == set(kinds)
 
@@ -91,6 +93,13 @@ def test_the_lines_of_python_translate_a_photograph(clone: Path) -> None:
     (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     run(["-c", lines], cwd=clone)
     assert (clone / "translated.png").exists()
+
+
+def test_the_import_command_imports_what_the_folder_holds(clone: Path) -> None:
+    save_origin(clone / "my_weights", n=1)
+    command = next(command for command in COMMANDS if command.startswith("python import_weights.py"))
+    assert "wrote my_weights.safetensors" in run(command.split()[1:], cwd=clone)
+    assert load_generator(clone / "my_weights.safetensors", "ab")
 
 
 def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
