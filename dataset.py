@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -54,13 +55,19 @@ Folders = tuple[ImageFolder, ImageFolder]  # of domains a and b
 
 
 def find_images(config: Config, split: str) -> Folders:
-    """The images of domains a and b in one split ("train" or "test") of `config.data_dir`; none where no folder is.
+    """The images of domains a and b in one split ("train" or "test") of `config.data_dir`; none where no folder is."""
+    folder_a, folder_b = domain_folders(config, split)
+    return scan_folder(folder_a), scan_folder(folder_b)
+
+
+def domain_folders(config: Config, split: str) -> tuple[Path, Path]:
+    """The folders of domains a and b in one split; they need not exist.
 
     A domain's folder is data_dir/split/domain, in any case, or data_dir/splitA and splitB.
     """
     data_dir = Path(config.data_dir)
     folder_a, folder_b = (
-        scan_folder(_child(_child(data_dir, split), domain) or _child(data_dir, letters) or data_dir / split / domain)
+        _child(_child(data_dir, split), domain) or _child(data_dir, letters) or data_dir / split / domain
         for domain, letters in ((config.domain_a, split + "A"), (config.domain_b, split + "B"))
     )
     return folder_a, folder_b
@@ -77,7 +84,7 @@ def training_images(config: Config) -> Folders:
                 f"no usable images in {printable(folder.path)}{found}\n"
                 f"  (looked for {' '.join(IMAGE_SUFFIXES)})\n"
                 f"to train on your images: python train.py --data-dir FOLDER, where FOLDER holds\n  {names}\n"
-                "to try the program without any: python train.py --preset demo"
+                "to fetch faces: python download_files.py; to try the program without: python train.py --preset demo"
             )
     return folders
 
@@ -285,3 +292,9 @@ def unpack_demo_faces(target: Path) -> None:
         except OSError:
             if not target.is_dir():  # else another process was faster
                 raise
+
+
+if __name__ == "__main__":
+    import data_check  # which imports this file: only a program may call what stands above it
+
+    sys.exit(data_check.main())

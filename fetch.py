@@ -78,9 +78,8 @@ def _download(address: str, path: Path, verify: Callable[[Path], None]) -> None:
             _transfer(address, path)
             return verify(path)
         except requests.HTTPError as error:
-            assert error.response is not None
-            reason = f"the server answers {error.response.status_code} {error.response.reason}"
-            if error.response.status_code < 500 and error.response.status_code not in TRY_LATER:
+            reason, final = _refusal(error.response)
+            if final:
                 raise UserError(reason) from None
         except FileURLRetrievalError as error:
             raise UserError(f"Google Drive gives no file: {' '.join(str(error).split())}") from None
@@ -115,6 +114,13 @@ def _refuse_web_page(path: Path) -> None:
         start = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(PAGE_STARTS) or (start.startswith((b"<?xml", b"<!--")) and b"<html" in start):
         raise UserError("the server sent a web page, not the file: perhaps a log-in, a quota or a moved address")
+
+
+def _refusal(response: requests.Response | None) -> tuple[str, bool]:
+    """A server's answer in words, and whether asking again is of no use."""
+    assert response is not None
+    final = response.status_code < 500 and response.status_code not in TRY_LATER
+    return f"the server answers {response.status_code} {response.reason}", final
 
 
 def _in_short(error: Exception, address: str) -> str:

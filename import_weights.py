@@ -80,7 +80,6 @@ class Imported:
     network: str
     files: dict[Direction, Path]
     num_other_sets: int
-    target: Path
 
     def __str__(self) -> str:
         text = ", ".join(f"gen_{d} from {printable(path)}" for d, path in self.files.items())
@@ -88,8 +87,7 @@ class Imported:
             text += f", the newest of {self.num_other_sets + 1}"
         if len(self.files) == 1:
             text += "; the other direction is not there"
-        out = printable(self.target)
-        return f"{self.network}: {text}\nwrote {out}; next: python translate.py PHOTO --weights {out}"
+        return f"{self.network}: {text}"
 
 
 def import_weights(
@@ -135,7 +133,7 @@ def import_weights(
     with atomic_write(target) as temporary:
         generators = {f"gen_{d}": network.weights for d, network in networks.items()}
         write_generators(temporary, generators, to_dict(config))
-    return Imported(kinds[0], files, num_other_sets, target)
+    return Imported(kinds[0], files, num_other_sets)
 
 
 # --- Which files
@@ -321,6 +319,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(import_weights(given.source, given.target, given.direction, given.swap, given.image_size,
                              not given.no_norm_first))  # fmt: skip
+        out = printable(given.target)
+        print(f"wrote {out}; next: python translate.py PHOTO --weights {out}")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

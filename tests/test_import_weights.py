@@ -55,9 +55,7 @@ def test_the_original_projects_pair_translates_as_there(tmp_path: Path, out: Pat
         save(tmp_path / "theirs" / f"{name}.pth.tar", {"state_dict": {"initial.0.weight": torch.zeros(1)}})
     imported = import_weights(tmp_path / "theirs", out)
     same(out, ab=gen_ab, ba=gen_ba)
-    first = str(imported).splitlines()[0]
-    assert first.startswith("the original project, 8 residual blocks, 4 channels: gen_ab from ")
-    assert str(imported).endswith(f"next: python translate.py PHOTO --weights {out}")
+    assert str(imported).startswith("the original project, 8 residual blocks, 4 channels: gen_ab from ")
 
 
 @pytest.mark.parametrize(("blocks", "dropout"), [(6, False), (9, False), (9, True)])

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, make_folders, make_image
 from foreign_networks import save_origin
 
+import download_files
 from checkpoint import load_generator
 from config import Config
 
@@ -60,7 +61,8 @@ def run(arguments: list[str], cwd: Path) -> str:
 
 
 def test_every_command_is_known_to_these_tests() -> None:
-    kinds = ("python train.py", "python import_weights.py", "python -m pytest", "tensorboard --logdir runs", *SET_UP)
+    programs = ("train.py", "import_weights.py", "download_files.py", "dataset.py my_faces")
+    kinds = (*(f"python {program}" for program in programs), "python -m pytest", "tensorboard --logdir runs", *SET_UP)
     assert [command for command in COMMANDS if not command.startswith(kinds)] == []
     assert {kind for kind in kinds if any(command.startswith(kind) for command in COMMANDS)} == set(kinds)
 
@@ -80,6 +82,25 @@ def test_the_training_commands_train(command: str, clone: Path) -> None:
     picture = re.search(r"samples in (.*)", shown)
     assert picture
     assert (clone / picture[1]).exists()
+
+
+def test_the_download_command_brings_all_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folders(tmp_path / "test_images" / "train", 1, 1)
+    for name, source in download_files.SOURCES.items():
+        monkeypatch.setitem(download_files.SOURCES, name, replace(source, url=str(tmp_path / "test_images")))
+    monkeypatch.setattr(download_files, "HERE", tmp_path / "root")
+    (command,) = [command.split() for command in COMMANDS if command.startswith("python download_files.py")]
+    assert download_files.main(command[2:]) == 1
+    assert "error: weights: " in capsys.readouterr().err  # there are none among these images
+    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == ["dataset", "test_images"]
+
+
+def test_the_data_check_command_shows_a_table(clone: Path) -> None:
+    (command,) = [command.split() for command in COMMANDS if command.startswith("python dataset.py")]
+    assert "train/asian" in run(command[1:], cwd=clone)
+    assert (clone / "data_check.png").exists()
 
 
 def test_the_test_command_finds_the_tests(clone: Path) -> None:
@@ -130,8 +151,8 @@ def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
 
 def test_every_flag_is_a_knob() -> None:
     knobs = {field.name.replace("_", "-") for field in fields(Config)} | {"no-global-skip", "help"}
-    pip_and_pytest = {"collect-only", "logdir"}
-    assert set(re.findall(r"--([a-z][a-z-]+)", README)) - pip_and_pytest <= knobs
+    others = {"logdir", "list", "dataset", "weights", "test-images", "url", "json"}
+    assert set(re.findall(r"--([a-z][a-z-]+)", README)) - others <= knobs
 
 
 def test_every_file_in_the_list_is_there_and_every_file_is_in_the_list() -> None:

@@ -1,0 +1,115 @@
+"""The data check sees what is in a data set and what is wrong with it, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_folders, make_image
+from PIL import Image
+
+import data_check
+from dataset import unpack_demo_faces
+
+
+@pytest.fixture
+def folder(data_dir: Path) -> Path:
+    """European: two broken files; asian: a copy, a near copy and a picture of the european test images."""
+    european, asian = data_dir / "train" / "european", data_dir / "train" / "asian"
+    whole = (european / "0000.png").read_bytes()
+    (european / "broken.png").write_bytes(whole[: len(whole) // 2])
+    (european / "empty.jpg").write_bytes(b"")
+    shutil.copy(asian / "0001.png", asian / "copy.png")
+    Image.open(asian / "0002.png").resize((80, 80)).save(asian / "near.jpg", quality=60)
+    shutil.copy(data_dir / "test" / "european" / "0003.png", asian / "stray.png")
+    return data_dir
+
+
+def report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert data_check.main([str(folder), "--json", "--sheet", str(tmp_path / "sheet.png")]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_counts_sizes_formats_and_reasons(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes = report(folder, tmp_path, capsys)["classes"]
+    assert list(classes) == ["test/asian", "test/european", "train/asian", "train/european"]
+    asian, european = classes["train/asian"], classes["train/european"]
+    assert (asian["images"], european["images"]) == (7, 6)
+    assert asian["sizes"] == {"40x40": 6, "80x80": 1}
+    assert asian["formats"] == {"PNG": 6, "JPEG": 1}
+    assert set(european["left_out"]) == {"broken.png", "empty.jpg"}
+    assert european["left_out"]["empty.jpg"] == "empty file"
+    assert (asian["looked_for_faces_in"], asian["one_face"]) == (7, 0)
+
+
+def test_the_same_pictures_are_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {(pair["kind"], pair["where"], *sorted(pair["files"]))
+             for pair in report(folder, tmp_path, capsys)["same_pictures"]}  # fmt: skip
+    assert found == {
+        ("exact", "in one class", "train/asian/0001.png", "train/asian/copy.png"),
+        ("near", "in one class", "train/asian/0002.png", "train/asian/near.jpg"),
+        ("exact", "in both classes and in train and test", "test/european/0003.png", "train/asian/stray.png"),
+    }
+
+
+def test_the_table_says_it_in_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert data_check.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    shown = capsys.readouterr().out
+    assert "train/asian     7       0         40x40 and 1 others  PNG JPEG  0 % of 7" in shown
+    assert "left out: 2\n  train/european/broken.png: " in shown
+    assert "nearly the same picture in one class: 1\n" in shown
+
+
+def test_nothing_is_changed_and_a_contact_sheet_is_made(folder: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert data_check.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[1] == data_check.COLUMNS * data_check.CELL
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_faces_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unpack_demo_faces(tmp_path / "demo")
+    for path in (tmp_path / "demo" / "train").rglob("*.jpg"):
+        if int(path.stem.split("_")[-1]) % 40:
+            path.unlink()
+    shutil.rmtree(tmp_path / "demo" / "test")
+    for seen in report(tmp_path / "demo", tmp_path, capsys)["classes"].values():
+        assert seen["one_face"] >= 0.9 * seen["looked_for_faces_in"] > 5
+
+
+def test_folders_named_train_a_and_plain_folders_are_classes_too(tmp_path: Path) -> None:
+    made = make_folders(tmp_path / "made", 1, 1)
+    for source, target in (("train/european", "trainA"), ("train/asian", "trainB"), ("test/asian", "testB")):
+        (made / source).rename(made / target)
+    shutil.rmtree(made / "train")
+    names = [(split, domain) for split, domain, _ in data_check.class_folders(made)]
+    assert names == [("test", "european"), ("test", "b"), ("train", "a"), ("train", "b")]
+    (tmp_path / "plain" / "cats").mkdir(parents=True)
+    make_image(1).save(tmp_path / "plain" / "cats" / "1.png")
+    assert [item.name for item in data_check.check_classes(tmp_path / "plain")] == ["cats"]
+    assert [item.name for item in data_check.check_classes(tmp_path / "plain" / "cats")] == ["cats"]
+
+
+@pytest.mark.parametrize("name", ["empty", "absent"])
+def test_a_folder_without_images_is_told(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert data_check.main([str(tmp_path / name)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_data_set_module_runs_it(folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "dataset.py"), str(folder)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("class ")
+    assert (tmp_path / "data_check.png").exists()

@@ -1,0 +1,296 @@
+"""One command brings data set, weights and test images into place, or leaves everything as it was and says why."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, make_folders, make_image
+from loopback import Web
+
+import download_files
+from checkpoint import load_generator
+from config import Config
+from download_files import SOURCES, main
+
+RESIDUAL = {f"residual_blocks.0.block.{i}.conv.0": (16, 16, 3) for i in (0, 1)}
+LAYERS = {"initial.0": (4, 3, 7), "down_blocks.0.conv.0": (8, 4, 3), "down_blocks.1.conv.0": (16, 8, 3), **RESIDUAL,
+          "up_blocks.0.conv.0": (16, 8, 3), "up_blocks.1.conv.0": (8, 4, 3), "last": (3, 4, 7)}  # fmt: skip
+
+
+def zipped(*files: tuple[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def picture(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    make_image(seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def faces(**counts: int) -> bytes:
+    """A zip of faces: `faces(train_European=3)` has train/European/0.png and so on."""
+    names = [f"{folder.replace('_', '/')}/{i}.png" for folder, count in counts.items() for i in range(count)]
+    return zipped(("read me.txt", b"hello"), *((f"data/{name}", picture(i)) for i, name in enumerate(names)))
+
+
+def original_weights() -> bytes:
+    """A state dict of the original project's generator, with four channels and one residual block."""
+    state = {}
+    for name, (rows, columns, side) in LAYERS.items():
+        state[f"{name}.weight"] = torch.randn(rows, columns, side, side)
+        state[f"{name}.bias"] = torch.randn(columns if name.startswith("up") else rows)
+    buffer = io.BytesIO()
+    torch.save({"state_dict": state, "optimizer": {}}, buffer)
+    return buffer.getvalue()
+
+
+def files_below(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def get(web: Web, what: str, root: Path, content: bytes, *more: str) -> int:
+    web.serves(content)
+    return main([f"--{what}", "--url", web.address.replace("faces.bin", f"{what}.zip"), "--root", str(root), *more])
+
+
+def test_the_data_set_is_put_in_place_and_counted(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert get(web, "dataset", tmp_path, faces(train_European=3, train_ASIAN=2, test_European=1)) == 0
+    assert files_below(tmp_path) == {
+        *(f"dataset/train/european/{i}.png" for i in range(3)), *(f"dataset/train/asian/{i}.png" for i in range(2)),
+        "dataset/test/european/0.png",
+    }  # fmt: skip
+    assert os.listdir(tmp_path) == ["dataset"]
+    assert "3 in " in capsys.readouterr().out
+
+
+def test_a_second_run_downloads_nothing(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert get(web, "dataset", tmp_path, faces(train_European=1, train_Asian=1)) == 0
+    requests = len(web.ranges)
+    assert get(web, "dataset", tmp_path, b"") == 0
+    assert len(web.ranges) == requests
+    assert "data set: here already" in capsys.readouterr().out
+
+
+def test_train_a_and_train_b_are_the_classes_too(web: Web, tmp_path: Path) -> None:
+    content = faces(trainA=2, trainB=1, testA=1, testB=1)
+    assert get(web, "dataset", tmp_path, content, "--domain-a", "horse", "--domain-b", "zebra") == 0
+    assert {path.rsplit("/", 1)[0] for path in files_below(tmp_path)} == {
+        "dataset/train/horse", "dataset/train/zebra", "dataset/test/horse", "dataset/test/zebra",
+    }  # fmt: skip
+
+
+def test_the_promise_of_the_source_is_told_beside_what_came(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.serves(faces(train_European=3, train_Asian=2))
+    source = replace(SOURCES["dataset"], url=web.address)
+    monkeypatch.setitem(SOURCES, "dataset", source)
+    assert main(["--dataset", "--root", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "the source promises 1024 of each class" in shown
+    assert "3 in " in shown
+
+
+def test_what_lies_in_the_data_set_already_stays(web: Web, tmp_path: Path) -> None:
+    made = make_folders(tmp_path / "dataset" / "demo")
+    before = files_below(made)
+    (tmp_path / "dataset" / "train" / "european").mkdir(parents=True)
+    shutil.copy(made / "train" / "european" / "0000.png", tmp_path / "dataset" / "train" / "european" / "mine.png")
+    assert get(web, "dataset", tmp_path, faces(train_European=3, train_Asian=2)) == 0
+    assert files_below(made) == before
+    assert files_below(tmp_path / "dataset" / "train") == {"european/mine.png", "asian/0.png", "asian/1.png"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (faces(train_European=2), "no folder asian with images"),
+        (faces(train_European=2, more_train_European=2, train_Asian=1), "two folders for train european"),
+        (b"<html>log in</html>", "sent a web page"),
+        (b"neither", "no whole archive"),
+        (zipped(("../../evil.png", b"x")), "leads out"),
+        (faces(train_European=50, train_Asian=50)[:-100], "no whole archive"),
+    ],
+)
+def test_a_data_set_that_is_none_leaves_everything_as_it_was(
+    content: bytes, reason: str, web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dataset").mkdir()
+    assert get(web, "dataset", tmp_path, content) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert len(error.splitlines()) <= 5
+    assert not files_below(tmp_path / "dataset")
+    assert not [name for name in files_below(tmp_path) if "unpacked" in name or "staged" in name]
+
+
+def test_a_failing_move_is_undone(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_rename = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if str(target).endswith("dataset/train/european"):
+            raise OSError("the disk says no")
+        real_rename(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    assert get(web, "dataset", tmp_path, faces(train_European=2, train_Asian=2)) == 1
+    assert not files_below(tmp_path / "dataset")
+
+
+def test_a_local_folder_is_copied_and_stays(tmp_path: Path) -> None:
+    made = make_folders(tmp_path / "mine", 2, 2)
+    before = files_below(made)
+    assert main(["--dataset", "--url", str(made), "--root", str(tmp_path / "root")]) == 0
+    assert files_below(made) == before
+    assert files_below(tmp_path / "root" / "dataset") == before
+
+
+def test_a_local_archive_is_verified_and_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "faces.zip"
+    file.write_bytes(faces(train_European=1, train_Asian=1))
+    assert main(["--dataset", "--url", str(file), "--sha256", "0" * 64, "--root", str(tmp_path / "root")]) == 1
+    assert "SHA-256" in capsys.readouterr().err
+    assert main(["--dataset", "--url", file.as_uri(), "--root", str(tmp_path / "root")]) == 0
+    assert file.exists()
+
+
+def test_an_archive_put_into_downloads_by_hand_is_used(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "dataset.zip").write_bytes(faces(train_European=1, train_Asian=1))
+    assert get(web, "dataset", tmp_path, b"") == 0
+    assert web.ranges == []
+
+
+def test_test_images_come_without_the_folders_around_them(web: Web, tmp_path: Path) -> None:
+    content = zipped(("test_images/a/1.png", picture(1)), ("test_images/2.png", picture(2)), ("__MACOSX/._2.png", b""))
+    assert get(web, "test-images", tmp_path, content) == 0
+    assert files_below(tmp_path / "test_images") == {"a/1.png", "2.png"}
+
+
+def test_weights_of_the_original_project_are_converted(web: Web, tmp_path: Path) -> None:
+    content = zipped(
+        ("checkpoints/gen_asian.pth.tar", original_weights()), ("checkpoints/gen_european.pth.tar", original_weights())
+    )
+    assert get(web, "weights", tmp_path, content) == 0
+    assert files_below(tmp_path) == {"checkpoints/european_asian.safetensors"}
+    for direction in ("ab", "ba"):
+        generator = load_generator(tmp_path / "checkpoints" / "european_asian.safetensors", direction)
+        assert generator(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)
+
+
+def test_our_own_weights_are_taken_as_they_are(web: Web, tmp_path: Path) -> None:
+    content = zipped(("a/gen_asian.pth.tar", original_weights()), ("a/gen_european.pth.tar", original_weights()))
+    assert get(web, "weights", tmp_path / "one", content) == 0
+    ours = tmp_path / "one" / "checkpoints" / "european_asian.safetensors"
+    shutil.copy(ours, tmp_path / "best.safetensors")
+    assert main(["--weights", "--url", str(tmp_path / "best.safetensors"), "--root", str(tmp_path / "two")]) == 0
+    assert (tmp_path / "two" / "checkpoints" / "best.safetensors").read_bytes() == ours.read_bytes()
+
+
+def test_weights_that_are_none_leave_no_checkpoint(
+    web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert get(web, "weights", tmp_path, zipped(("gen_asian.pth.tar", b"hello"))) == 1
+    assert capsys.readouterr().err.startswith("error: weights: ")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_list_shows_every_source_and_changes_nothing(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.serves(bytes(2_500_000))
+    for name, source in SOURCES.items():
+        monkeypatch.setitem(SOURCES, name, replace(source, url=web.address))
+    make_folders(tmp_path / "dataset", 3, 2)
+    before = files_below(tmp_path)
+    assert main(["--list", "--root", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("not here yet") == 2
+    assert shown.count("2.5 MB") == 3
+    assert f"3 in {tmp_path}" in shown
+    assert files_below(tmp_path) == before
+
+
+def test_one_failure_does_not_keep_the_others_from_coming(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.serves(zipped(("images/1.png", picture(1))))
+    for name, source in SOURCES.items():
+        monkeypatch.setitem(SOURCES, name, replace(source, url=web.address))
+    assert main(["--root", str(tmp_path)]) == 1
+    assert (tmp_path / "test_images" / "1.png").exists()
+    error = capsys.readouterr().err
+    assert "error: data set: " in error
+    assert "error: weights: " in error
+
+
+def test_the_demo_faces_come_with_the_program(tmp_path: Path) -> None:
+    assert main(["--demo", "--root", str(tmp_path)]) == 0
+    assert len(list((tmp_path / "dataset" / "demo" / "train" / "asian").iterdir())) == 400
+    assert main(["--demo", "--root", str(tmp_path)]) == 0
+
+
+def test_check_looks_through_a_data_set(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--check", str(data_dir)]) == 0
+    assert "train/asian" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--url", "x"], ["--url", "x", "--dataset", "--weights"], ["--dataset", "--sha256", "12"], ["--sha256", "0" * 64]],
+)
+def test_mistakes_on_the_command_line_are_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com/a.zip", "/no/such/file.zip", "faces"])
+def test_addresses_that_lead_nowhere_are_told(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dataset", "--url", url, "--root", str(tmp_path)]) == 1
+    assert "neither an http(s) address nor a file or folder" in capsys.readouterr().err
+    assert not files_below(tmp_path)
+
+
+def test_two_downloads_into_one_folder_are_one_too_many(tmp_path: Path) -> None:
+    with download_files.workshop(tmp_path):
+        arguments = ["--dataset", "--url", str(tmp_path), "--root", str(tmp_path)]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "download_files.py"), *arguments], capture_output=True, text=True
+        )
+    assert done.returncode == 1
+    assert "another download" in done.stderr
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "downloads" / "unpacked" / "train").mkdir(parents=True)
+    with download_files.workshop(tmp_path) as folder:
+        assert not (folder / "unpacked").exists()
+    assert not folder.exists()
+
+
+def test_class_folders_are_found_at_any_depth(tmp_path: Path) -> None:
+    for name in ("a/EUROPEAN/European/x", "b/c/asian", "val/asian", "val/European"):
+        (tmp_path / name).mkdir(parents=True)
+        make_image(1).save(tmp_path / name / "1.png")
+    found = download_files.find_classes(tmp_path, Config())
+    assert {slot: str(path.relative_to(tmp_path)) for slot, path in found.items()} == {
+        ("train", "european"): "a/EUROPEAN/European", ("train", "asian"): "b/c/asian",
+        ("test", "asian"): "val/asian", ("test", "european"): "val/European",
+    }  # fmt: skip
