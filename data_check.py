@@ -156,7 +156,7 @@ def as_table(report: dict[str, Any], show: int = 10) -> str:
     rows = [("class", "images", "left out", "size", "formats", "one face")]
     for name, seen in report["classes"].items():
         sizes = list(seen["sizes"].items())
-        size = f"{sizes[0][0]}" + f" and {len(sizes) - 1} others" * (len(sizes) > 1) if sizes else "-"
+        size = f"{sizes[0][0]}" + f" and {len(sizes) - 1} more" * (len(sizes) > 1) if sizes else "-"
         faces = seen["looked_for_faces_in"]
         rows.append((name, f"{seen['images']}", f"{len(seen['left_out'])}", size, " ".join(seen["formats"]),
                      f"{100 * seen['one_face'] / faces:.0f} % of {faces}" if faces else "-"))  # fmt: skip

@@ -62,7 +62,7 @@ def test_the_same_pictures_are_found(folder: Path, tmp_path: Path, capsys: pytes
 def test_the_table_says_it_in_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert data_check.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
     shown = capsys.readouterr().out
-    assert "train/asian     7       0         40x40 and 1 others  PNG JPEG  0 % of 7" in shown
+    assert "train/asian     7       0         40x40 and 1 more  PNG JPEG  0 % of 7" in shown
     assert "left out: 2\n  train/european/broken.png: " in shown
     assert "nearly the same picture in one class: 1\n" in shown
 
