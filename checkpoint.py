@@ -3,7 +3,8 @@
 A checkpoint is a plain dict of state dicts and JSON values that `torch.load(weights_only=True)` takes:
 `gen_ab`, `gen_ba`, `ema_gen_ab`, `ema_gen_ba`, `disc_a`, `disc_b`, `opt_gen`, `opt_disc`, `pool_a`, `pool_b`, `random`
 (the state of all global random generators), `step` (finished steps; the position in the epoch and the learning rate
-follow from it), `epoch`, `data` (fingerprints of the training images) and `config`.
+follow from it), `epoch`, `data` (fingerprints of the training images), `config` and, in newer ones, `template` (where
+the landmarks of faces are in the training images, see faces.py; None for images of other things).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from config import Config, from_dict, to_dict
+from faces import Template
 from generator_model import Generator
 from utils import UserError, atomic_write, printable
 from weights_file import read_generators, write_generators
@@ -186,7 +189,21 @@ def build_generator(config: Config) -> Generator:
                      config.norm_first, config.init_std)  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A trained generator and what to know of its training; `template` is None where the images showed no faces."""
+
+    generator: Generator
+    config: Config
+    template: Template | None
+
+
 def load_generator(path: str | os.PathLike[str], direction: Direction, ema: bool = True) -> Generator:
+    """The generator that `load_trained` gives."""
+    return load_trained(path, direction, ema).generator
+
+
+def load_trained(path: str | os.PathLike[str], direction: Direction, ema: bool = True) -> Trained:
     """The trained generator of one direction, on the CPU, in evaluation mode.
 
     Args:
@@ -206,16 +223,21 @@ def load_generator(path: str | os.PathLike[str], direction: Direction, ema: bool
     if path.suffix == ".safetensors":
         if not ema:
             raise UserError(f"{printable(path)} holds only the averaged weights; take a checkpoint for the raw ones")
-        config, weights = _read_safetensors(path, name)
+        config, weights, template = _read_safetensors(path, name)
     else:
         saved = _read_run_or_checkpoint(path)
         config, weights = saved_config(saved), saved["ema_" + name if ema else name]
+        template = saved.get("template")
     generator = build_generator(config)
     try:
         generator.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{printable(path)} does not fit the network it describes: {name} differs") from error
-    return generator.eval()
+    try:
+        template = tuple((float(x), float(y)) for x, y in template) if template is not None else None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{printable(path)} has a template that is none: {template!r}") from error
+    return Trained(generator.eval(), config, template)
 
 
 def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -226,7 +248,7 @@ def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str
     saved = _read_run_or_checkpoint(Path(source))
     generators = {name: saved["ema_" + name] for name in ("gen_ab", "gen_ba")}
     with atomic_write(Path(target)) as temporary:
-        write_generators(temporary, generators, to_dict(saved_config(saved)))
+        write_generators(temporary, generators, to_dict(saved_config(saved)), saved.get("template"))
 
 
 def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
@@ -238,10 +260,10 @@ def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _read_safetensors(path: Path, name: str) -> tuple[Config, dict[str, Tensor]]:
-    """Configuration and one generator's weights from a .safetensors file."""
+def _read_safetensors(path: Path, name: str) -> tuple[Config, dict[str, Tensor], Any]:
+    """Configuration, one generator's weights, and the template from a .safetensors file."""
     try:
-        generators, values = read_generators(path)
+        generators, values, template = read_generators(path)
         config = from_dict(values)
     except Exception as error:  # whatever a broken or hostile file makes the parsers raise
         raise CheckpointError(f"{printable(path)} holds no weights of this program: {error!r}") from error
@@ -249,4 +271,4 @@ def _read_safetensors(path: Path, name: str) -> tuple[Config, dict[str, Tensor]]
         other = "gen_ba" if name == "gen_ab" else "gen_ab"
         held = f"only {other}, the other direction" if other in generators else "no generator"
         raise CheckpointError(f"{printable(path)} holds no {name}: {held}")
-    return config, generators[name]
+    return config, generators[name], template

@@ -107,7 +107,7 @@ def scan_folder(path: Path) -> ImageFolder:
     left_out: list[tuple[Path, str]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on size and odd metadata: read_image judges for itself
-        for file in _walk(path):
+        for file in visible_files(path):
             reason = _why_unusable(file)
             if reason is None:
                 files.append(file)
@@ -116,7 +116,7 @@ def scan_folder(path: Path) -> ImageFolder:
     return ImageFolder(path, files, left_out)
 
 
-def _walk(top: Path) -> Iterator[Path]:
+def visible_files(top: Path) -> Iterator[Path]:
     """All visible files below a folder, sorted."""
     for folder, subfolders, names in os.walk(top):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
@@ -275,10 +275,16 @@ def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def load_views(files: Sequence[Path], image_size: int) -> Tensor:
-    """Images without augmentation: resized, centre cropped, (N, 3, image_size, image_size) float32 in [-1, 1]."""
+def load_view(file: Path, image_size: int) -> np.ndarray:
+    """An image without augmentation: resized and centre cropped, (image_size, image_size, 3) uint8."""
     view = A.Compose([resize_short_side(image_size), A.CenterCrop(image_size, image_size, p=1.0)])
-    return torch.stack([image_to_tensor(view(image=np.array(read_image(file)))["image"]) for file in files])
+    pixels: np.ndarray = view(image=np.array(read_image(file)))["image"]
+    return pixels
+
+
+def load_views(files: Sequence[Path], image_size: int) -> Tensor:
+    """Images as `load_view` gives them, as one batch (N, 3, image_size, image_size) float32 in [-1, 1]."""
+    return torch.stack([image_to_tensor(load_view(file, image_size)) for file in files])
 
 
 def unpack_demo_faces(target: Path) -> None:

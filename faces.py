@@ -19,19 +19,17 @@ MIN_SCORE = 0.5  # of YuNet, to look again: a face on its side may score as low
 SURE_SCORE = 0.925  # reached only by faces that lean by less than 45 degrees
 MIN_UPRIGHT_SCORE = 0.7  # in the second, upright looks, to be a face
 MAX_OVERLAP = 0.3  # of two boxes, area of the intersection over that of the union
-DETECTION_SIDE = 1024  # px; the long side of what faces are looked for in
+DETECTION_SIDE = 768  # px; the long side of what faces are looked for in
 MIN_DETECTION_SIDE = 16  # px; no face can be found in less
 EYES_IN_BOX = 0.45  # distance of the eyes over the mean side of the detector's box, roughly
 LOOK_SIDE, LOOK_EYES = 160, 44  # px; the second look at a face: side, and distance of the eyes in it
-NUM_LOOKS = 12  # jittered looks whose median steadies the landmarks
+CLOSE_UP = 1.5  # resolution of the close-up that looks are taken from, in that of a look
+NUM_LOOKS = 8  # jittered looks whose median steadies the landmarks
 JITTER_SHIFT, JITTER_SCALE, JITTER_ANGLE = 6, 0.08, 6  # px, share and degrees, up to which looks differ
 CANONICAL = np.array([[-0.5, 0], [0.5, 0], [0, 0.58], [-0.41, 1.12], [0.41, 1.12]])  # landmarks in eye distances
-MASK_INSIDE, MASK_OUTSIDE = (
-    0.6,
-    0.94,
-)  # share of the crop's half side: up to the first all is pasted, beyond the other none
+MASK_INSIDE, MASK_OUTSIDE = 0.6, 0.94  # shares of the crop's half side between which a paste fades out
+FINER, FIXED_POINT = 4, 64  # a change is enlarged smoothly by this, then linearly, in this part of a grey level
 MIN_SHARE = 0.5  # of the images must show one face, for a template to mean anything
-MAX_TEMPLATE_IMAGES = 200
 
 Template = tuple[tuple[float, float], ...]  # the five landmarks as shares of the crop's side
 
@@ -55,7 +53,7 @@ class Face:
         return float(np.linalg.norm(self.landmarks[1] - self.landmarks[0]))
 
 
-def find_faces(image: np.ndarray) -> list[Face]:
+def find_faces(image: np.ndarray, num_looks: int = NUM_LOOKS) -> list[Face]:
     """The faces in an image, the largest first, whichever way they are turned in the plane.
 
     Each face is looked at again, upright and several times slightly differently, and the median of the landmarks is
@@ -64,17 +62,21 @@ def find_faces(image: np.ndarray) -> list[Face]:
 
     Args:
         image: (H, W, 3) uint8 RGB, of any size.
+        num_looks: how often each face is looked at again; 1 is enough where no single face matters.
     """
     scale = min(1.0, DETECTION_SIDE / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    small = cv2.resize(image, size) if scale < 1 else image  # not smoothed: the detector does not mind
     to_image = np.diag([image.shape[1] / size[0], image.shape[0] / size[1], 1])
     faces: list[Face] = []
     for quarter_turns in range(4):  # further ones where nothing is found: YuNet may miss a face on its side
         turned = np.rot90(small, quarter_turns)
-        back = to_image @ _quarter_turns_back(quarter_turns, small.shape)
         for seen in _detect(turned):
-            face = _steady(image, _upright(image, seen.through(back)))
+            seen = seen.through(_quarter_turns_back(quarter_turns, small.shape))
+            if seen.eyes >= LOOK_EYES:  # large enough to be looked at in the small image
+                face = _look_again(small, seen, num_looks, to_image)
+            else:
+                face = _look_again(image, seen.through(to_image), num_looks, np.eye(3))
             if face and not any(_is_same(face, other) for other in faces):
                 faces.append(face)
         if faces:
@@ -90,6 +92,11 @@ class _Seen:
     centre: np.ndarray
     side: float
     score: float
+
+    @property
+    def eyes(self) -> float:
+        """Rough distance of the eyes, px, which does not depend on the landmarks."""
+        return EYES_IN_BOX * self.side
 
     def through(self, matrix: np.ndarray) -> _Seen:
         """The same in the positions of another picture."""
@@ -127,11 +134,21 @@ def _quarter_turns_back(count: int, shape: tuple[int, ...]) -> np.ndarray:
     return matrix
 
 
+def _look_again(image: np.ndarray, seen: _Seen, num_looks: int, onward: np.ndarray) -> Face | None:
+    """The face with steady landmarks, brought `onward` to other positions; None where a closer look shows none."""
+    scale = min(1.0, CLOSE_UP * LOOK_EYES / seen.eyes)
+    side = CLOSE_UP * LOOK_SIDE * 1.5  # a turned look still lies in it
+    to_close_up = _shift((side / 2, side / 2)) @ np.diag([scale, scale, 1]) @ _shift(-seen.centre)
+    close_up = warp(image, to_close_up, (round(side), round(side)))  # small: the looks at it are fast
+    face = _steady(close_up, _upright(close_up, seen.through(to_close_up)), num_looks)
+    return Face(transform(onward @ np.linalg.inv(to_close_up), face.landmarks), face.score) if face else None
+
+
 def _upright(image: np.ndarray, seen: _Seen) -> _Seen | None:
     """A face as it looks when the picture is turned so that the detector likes it best: that is when it is upright."""
     if seen.score >= SURE_SCORE:
         return seen
-    scale = LOOK_EYES / (EYES_IN_BOX * seen.side)
+    scale = LOOK_EYES / seen.eyes
     looks = []
     for angle in np.radians(range(0, 360, 45)):
         view = _turned(scale, angle, seen.centre)
@@ -139,14 +156,14 @@ def _upright(image: np.ndarray, seen: _Seen) -> _Seen | None:
     return max(looks, key=lambda look: look.score, default=None)
 
 
-def _steady(image: np.ndarray, seen: _Seen | None) -> Face | None:
+def _steady(image: np.ndarray, seen: _Seen | None, num_looks: int) -> Face | None:
     """The median of several upright looks at a face; None where most of them show none."""
     if seen is None:
         return None
     target = (CANONICAL - CANONICAL.mean(axis=0)) * LOOK_EYES
     random = np.random.default_rng(0)  # the same image gives the same faces
     landmarks, looks = seen.landmarks, []
-    for number in range(NUM_LOOKS):
+    for number in range(num_looks):
         angle = np.radians(random.uniform(-JITTER_ANGLE, JITTER_ANGLE))
         scale = 1 + random.uniform(-JITTER_SCALE, JITTER_SCALE)
         shift = LOOK_SIDE / 2 + random.uniform(-JITTER_SHIFT, JITTER_SHIFT, 2)
@@ -155,7 +172,7 @@ def _steady(image: np.ndarray, seen: _Seen | None) -> Face | None:
             looks.append(look.through(np.linalg.inv(view)))
             if number == 0:
                 landmarks = looks[0].landmarks  # the first look is from the first pass's landmarks, which may be poor
-    if len(looks) <= NUM_LOOKS // 2:
+    if len(looks) <= num_looks // 2:
         return None
     score = float(np.median([look.score for look in looks]))
     return Face(np.median([look.landmarks for look in looks], axis=0), score) if score >= MIN_UPRIGHT_SCORE else None
@@ -170,7 +187,7 @@ def _turned(scale: float, angle: float, centre: Sequence[float] | np.ndarray = (
 
 def _look(image: np.ndarray, view: np.ndarray) -> list[_Seen]:
     """The face in the middle of a LOOK_SIDE px wide look at an image, in px of the look; none or one."""
-    seen = _detect(warp(image, view, (LOOK_SIDE, LOOK_SIDE)))
+    seen = _detect(cv2.warpAffine(image, _for_opencv(view), (LOOK_SIDE, LOOK_SIDE), borderMode=cv2.BORDER_REPLICATE))
     near = [face for face in seen if np.linalg.norm(face.centre - LOOK_SIDE / 2) < LOOK_EYES]
     return [max(near, key=lambda face: face.score)] if near else []
 
@@ -210,15 +227,19 @@ def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def warp(
-    image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border: int = cv2.BORDER_REPLICATE
+    image: np.ndarray,
+    matrix: np.ndarray,
+    size: tuple[int, int],
+    border: int = cv2.BORDER_REPLICATE,
+    interpolation: int = cv2.INTER_CUBIC,
 ) -> np.ndarray:
     """An image through a similarity, without aliasing where it shrinks.
 
     Args:
-        image: (H, W, 3) uint8 or float32.
+        image: (H, W, 3) of a type that OpenCV can resize.
         matrix: (3, 3), from the image's positions to the result's.
         size: width and height of the result, px.
-        border: what lies outside the image, one of OpenCV's border modes.
+        border, interpolation: OpenCV's modes: what lies outside the image, and how pixels are mixed.
 
     Returns:
         (height, width, 3), of the image's dtype.
@@ -236,8 +257,13 @@ def warp(
         shrunk = [max(1, round(side * scale)) for side in part.shape[1::-1]]
         matrix = matrix @ np.diag([part.shape[1] / shrunk[0], part.shape[0] / shrunk[1], 1])
         part = cv2.resize(part, shrunk, interpolation=cv2.INTER_AREA)
-    at_centres = _shift((-0.5, -0.5)) @ matrix @ _shift((0.5, 0.5))  # OpenCV counts from the first pixel's centre
-    return cv2.warpAffine(part, at_centres[:2], size, flags=cv2.INTER_CUBIC, borderMode=border)
+    return cv2.warpAffine(part, _for_opencv(matrix), size, flags=interpolation, borderMode=border)
+
+
+def _for_opencv(matrix: np.ndarray) -> np.ndarray:
+    """A (3, 3) matrix as the (2, 3) of warpAffine, which counts from the centre of the first pixel."""
+    at_centres: np.ndarray = _shift((-0.5, -0.5)) @ matrix @ _shift((0.5, 0.5))
+    return at_centres[:2]
 
 
 def _shift(by: Iterable[float]) -> np.ndarray:
@@ -277,7 +303,8 @@ def paste(image: np.ndarray, before: np.ndarray, after: np.ndarray, face: Face, 
         face, template: as given to `align`.
     """
     size = len(before)
-    change = (after.astype(np.float32) - before) * paste_mask(size)[..., None]
+    change = (after.astype(np.float32) - before) * (paste_mask(size)[..., None] * FIXED_POINT)
+    fine = cv2.resize(change, (FINER * size, FINER * size), interpolation=cv2.INTER_CUBIC).astype(np.int16)
     to_image = np.linalg.inv(similarity(face.landmarks, np.array(template) * size))
     corners = transform(to_image, np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float64))
     low = np.clip(np.floor(corners.min(axis=0)), 0, image.shape[1::-1]).astype(int)
@@ -286,9 +313,9 @@ def paste(image: np.ndarray, before: np.ndarray, after: np.ndarray, face: Face, 
         return
     part = image[low[1] : high[1], low[0] : high[0]]
     width, height = (high - low).tolist()
-    changed = warp(change, _shift(-low) @ to_image, (width, height), cv2.BORDER_CONSTANT)
-    changed += part
-    part[:] = np.rint(changed, out=changed).clip(0, 255, out=changed).astype(np.uint8)
+    view = _shift(-low) @ to_image @ np.diag([1 / FINER, 1 / FINER, 1])
+    moved = warp(fine, view, (width, height), cv2.BORDER_CONSTANT, cv2.INTER_LINEAR)
+    part[:] = cv2.addWeighted(part, 1, moved, 1 / FIXED_POINT, 0, dtype=cv2.CV_8U)  # rounds and clips
 
 
 @cache
@@ -305,19 +332,16 @@ def measure_template(images: Iterable[np.ndarray]) -> Template | None:
     """Where the landmarks are in images that are cropped alike: their median, as shares of the side.
 
     Args:
-        images: square, (size, size, 3) uint8 RGB; the first MAX_TEMPLATE_IMAGES count.
+        images: square, (size, size, 3) uint8 RGB.
 
     Returns:
         Five (x, y); None where fewer than MIN_SHARE of the images show exactly one face: they are not of faces.
     """
-    found = []
-    count = 0
-    for count, image in enumerate(images, 1):
-        faces = find_faces(image)
-        if len(faces) == 1:
-            found.append(faces[0].landmarks / len(image))
-        if count == MAX_TEMPLATE_IMAGES:
-            break
-    if not found or len(found) < MIN_SHARE * count:
+    positions = []
+    for image in images:
+        faces = find_faces(image, num_looks=1)
+        positions.append(faces[0].landmarks / len(image) if len(faces) == 1 else None)
+    found = [position for position in positions if position is not None]
+    if not found or len(found) < MIN_SHARE * len(positions):
         return None
     return tuple((round(float(x), 4), round(float(y), 4)) for x, y in np.median(found, axis=0))

@@ -33,6 +33,7 @@ from dataset import (
     build_loader,
     count_steps_per_epoch,
     find_images,
+    load_view,
     load_views,
     report_left_out,
     running,
@@ -40,6 +41,7 @@ from dataset import (
     unpack_demo_faces,
 )
 from discriminator_model import Discriminator
+from faces import Template, measure_template
 from generator_model import Generator
 from losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss
 from metrics import paired_report, translate_in_batches
@@ -56,6 +58,7 @@ from utils import (
 )
 
 BETA2 = 0.999  # of Adam, as in the paper's code
+TEMPLATE_IMAGES, TEMPLATE_SIDE = 200, 256  # how many training images are looked at for faces, and at which size, px
 EMA_WARM_UP = 3  # steps / (steps + this) bounds the decay of the generators' average
 
 
@@ -239,8 +242,8 @@ def find_data(config: Config) -> tuple[Folders, Folders]:
     return training, test if names_a and names_b else training
 
 
-def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> int:
-    """Load the newest whole checkpoint, if there is one, into the model; returns the number of finished steps."""
+def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> tuple[int, Template | None]:
+    """Load the newest whole checkpoint, if there is one; returns the number of finished steps, and the template."""
     checkpoint.remove_leftovers(folder)
     saved, broken = checkpoint.newest_checkpoint(folder)
     for error in broken:
@@ -248,24 +251,30 @@ def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> 
     if saved is None:
         if broken:
             raise UserError(f"no whole checkpoint is left in {printable(folder)}; start afresh with another --run-name")
-        return 0
+        return 0, None
     try:
         checkpoint.check_resumable(saved, config, data)
         model.load_state_dict(saved)
         checkpoint.restore_random_state(saved["random"])
-        return int(saved["step"])
+        return int(saved["step"]), saved.get("template")
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"the newest checkpoint in {printable(folder)} is not of this program: {error!r}") from error
 
 
-def save(
-    model: Model, run_dir: Path, step: int, epoch: int, keep_every_steps: int, config: Config, data: dict[str, str]
-) -> None:
-    """Write a checkpoint and delete those that need not be kept."""
-    state = {"step": step, "epoch": epoch, "config": to_dict(config), "data": data}
+def measure_faces(images: Folders) -> Template | None:
+    """Where the faces' landmarks are in the training images, for translating photographs; None where few show one."""
+    print("looking for faces in the training images")
+    share = TEMPLATE_IMAGES // 2
+    files = [file for folder in images for file in folder.files[:: max(1, len(folder.files) // share)][:share]]
+    return measure_template(load_view(file, TEMPLATE_SIDE) for file in files)
+
+
+def save(model: Model, run_dir: Path, step: int, epoch: int, keep_every_steps: int, facts: dict[str, Any]) -> None:
+    """Write a checkpoint, with `facts` that stay the same all through the run, and delete those not to be kept."""
+    state = {"step": step, "epoch": epoch, "random": checkpoint.random_state()}
     folder = run_dir / "checkpoints"
-    checkpoint.save_checkpoint(folder, state | {"random": checkpoint.random_state()} | model.state_dict())
-    checkpoint.prune_checkpoints(folder, step, config.keep_checkpoints, keep_every_steps)
+    checkpoint.save_checkpoint(folder, state | facts | model.state_dict())
+    checkpoint.prune_checkpoints(folder, step, facts["config"]["keep_checkpoints"], keep_every_steps)
 
 
 def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int:
@@ -284,7 +293,9 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
     # Build the networks; where the run was interrupted, go on from there.
     seed_everything(config.seed)
     model = build_model(config, device)
-    step = resume(model, run_dir / "checkpoints", config, data)
+    step, template = resume(model, run_dir / "checkpoints", config, data)
+    template = template if step else measure_faces(images)
+    facts = {"config": to_dict(config), "data": data, "template": template}
     steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size)
     keep_every_steps = config.keep_every_epochs * steps_per_epoch
     num_steps = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch
@@ -334,11 +345,11 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
                 picture = log.sample(step, sample_grid(model, view_a, view_b))
             ends_kept_epoch = keep_every_steps and step % keep_every_steps == 0
             if step % config.checkpoint_every_steps == 0 or ends_kept_epoch or step == num_steps:
-                save(model, run_dir, step, step // steps_per_epoch, keep_every_steps, config, data)
+                save(model, run_dir, step, step // steps_per_epoch, keep_every_steps, facts)
 
         # Asked to stop: save, and say how to go on.
         if stop and step < num_steps:
-            save(model, run_dir, step, step // steps_per_epoch, keep_every_steps, config, data)
+            save(model, run_dir, step, step // steps_per_epoch, keep_every_steps, facts)
             log.say(f"{signal.Signals(stop[0]).name}: saved after step {step}; to go on, run the same command again")
             return 128 + stop[0]
 

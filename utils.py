@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 89_478_485  # Pillow warns above this and fails above twice this; we refuse above this
 
 
@@ -30,7 +31,7 @@ def read_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, pr
 
     Args and errors as of `open_image`; see `to_rgb` for the colours.
     """
-    return to_rgb(ImageOps.exif_transpose(open_image(source, min_side, preview)))
+    return to_rgb(turn_upright(open_image(source, min_side, preview)))
 
 
 def open_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, preview: bool = False) -> Image.Image:
@@ -56,8 +57,15 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, pr
         return image
 
 
+def turn_upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation wants it shown; the very same where that is as it is."""
+    return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as RGB of 8 bits a channel: 16-bit grey is scaled, transparency is laid on white.
+
+    One that is so already is returned as it is.
 
     Raises:
         ValueError: 32 bits a channel.
@@ -69,7 +77,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def image_to_tensor(image: Image.Image | np.ndarray) -> Tensor:

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     0: {"config", "generator_model", "discriminator_model", "faces", "losses", "utils", "weights_file", "foreign_file"},
-    1: {"dataset", "metrics", "checkpoint", "import_weights", "run_log", "fetch", "archives"},
-    2: {"train", "data_check"},
+    1: {"dataset", "metrics", "checkpoint", "import_weights", "run_log", "fetch", "archives", "video"},
+    2: {"train", "translate", "data_check"},
     3: {"download_files"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
@@ -20,6 +20,7 @@ ONLY_ROOM = {  # heavy or dangerous imports and the only files that may have the
     "cv2": {"dataset", "faces"},
     "tyro": {"config"},
     "filelock": {"checkpoint", "download_files"},
+    "av": {"video"},
     "requests": {"fetch", "download_files"},
     "gdown": {"fetch"},
     "safetensors": {"weights_file"},

@@ -29,6 +29,8 @@ COMMANDS = [
     for line in block.splitlines()
     for command in line.split("&&")
 ]
+DOWNLOAD_FLAGS = ("list", "dataset", "weights", "test-images", "url")
+TRANSLATE_FLAGS = ("direction", "crops", "side-by-side", "out", "no-metadata")
 SHORT = [*SMALL, "--max-steps", "2", "--num-workers", "0"]
 
 
@@ -61,7 +63,7 @@ def run(arguments: list[str], cwd: Path) -> str:
 
 
 def test_every_command_is_known_to_these_tests() -> None:
-    programs = ("train.py", "import_weights.py", "download_files.py", "dataset.py my_faces")
+    programs = ("train.py", "import_weights.py", "download_files.py", "dataset.py my_faces", "translate.py")
     kinds = (*(f"python {program}" for program in programs), "python -m pytest", "tensorboard --logdir runs", *SET_UP)
     assert [command for command in COMMANDS if not command.startswith(kinds)] == []
     assert {kind for kind in kinds if any(command.startswith(kind) for command in COMMANDS)} == set(kinds)
@@ -108,9 +110,14 @@ def test_the_test_command_finds_the_tests(clone: Path) -> None:
     assert " tests collected" in run([*command.split()[1:], "--collect-only", "-q"], cwd=clone)
 
 
-def test_the_lines_of_python_translate_a_photograph(clone: Path) -> None:
+def test_photographs_are_translated_from_the_command_line_and_in_python(clone: Path) -> None:
     run(["train.py", "--data-dir", "my_faces", "--run-name", "my_faces", *SHORT], cwd=clone)
-    make_image(1, (300, 260)).save(clone / "face.jpg")
+    (clone / "my_photos").mkdir()
+    for name in ("photo.jpg", "my_photos/other.png"):
+        make_image(1, (300, 260)).save(clone / name)
+    (command,) = [command.split() for command in COMMANDS if command.startswith("python translate.py")]
+    assert "translated 2 files" in run(command[1:], cwd=clone)
+    assert sorted(path.name for path in (clone / "translated").iterdir()) == ["other.png", "photo.jpg"]
     (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     run(["-c", lines], cwd=clone)
     assert (clone / "translated.png").exists()
@@ -151,7 +158,20 @@ def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
 
 def test_every_flag_is_a_knob() -> None:
     knobs = {field.name.replace("_", "-") for field in fields(Config)} | {"no-global-skip", "help"}
-    others = {"logdir", "list", "dataset", "weights", "test-images", "url", "json"}
+    others = {
+        "logdir",
+        "list",
+        "dataset",
+        "weights",
+        "test-images",
+        "url",
+        "json",
+        "direction",
+        "crops",
+        "side-by-side",
+        "out",
+        "no-metadata",
+    }
     assert set(re.findall(r"--([a-z][a-z-]+)", README)) - others <= knobs
 
 

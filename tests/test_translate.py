@@ -1,0 +1,337 @@
+"""Photographs come out as they went in, but for the faces; whatever their mode, format, size and orientation."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, make_folders, run_train
+from PIL import Image
+from torch import Tensor, nn
+
+from checkpoint import build_generator, export_weights, load_trained
+from config import Config, to_dict
+from dataset import DEMO_ZIP
+from faces import find_faces, measure_template
+from generator_model import Generator
+from translate import LABEL, Translator, find_jobs, load_translator, main, open_photo, read_photo, write_photo
+from utils import UserError
+from weights_file import write_generators
+
+TEMPLATE = ((0.36, 0.45), (0.64, 0.45), (0.5, 0.6), (0.4, 0.72), (0.6, 0.72))
+GROUND = (120, 130, 110)
+
+
+class Brighter(nn.Module):
+    """A generator that adds to every pixel: 0.2 of [-1, 1] are 25.5 grey levels."""
+
+    def __init__(self, by: float = 0.2) -> None:
+        super().__init__()
+        self.by = by
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(tuple(x.shape))
+        return (x + self.by).clamp(-1, 1)
+
+
+def rendered(number: int, size: int) -> Image.Image:
+    with zipfile.ZipFile(DEMO_ZIP) as archive, archive.open(f"test/european/{number:04d}.jpg") as file:
+        return Image.open(file).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+
+
+def photograph(num_faces: int = 1, size: tuple[int, int] = (700, 400)) -> Image.Image:
+    image = Image.new("RGB", size, GROUND)
+    for number in range(num_faces):
+        image.paste(rendered(number, 220), (15 + 230 * number, 90))
+    return image
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+def difference(image: Image.Image, other: Image.Image) -> np.ndarray:
+    """Largest difference of the channels, (H, W)."""
+    result: np.ndarray = np.abs(pixels(image) - pixels(other)).max(axis=2)
+    return result
+
+
+def write_weights(path: Path, template: object) -> Path:
+    config = Config(image_size=64, base_channels=4, num_residuals=1)
+    write_generators(path, {"gen_ab": build_generator(config).state_dict()}, to_dict(config), template)
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file of weights that translate nothing, trained on faces of TEMPLATE."""
+    return write_weights(tmp_path / "weights.safetensors", TEMPLATE)
+
+
+@pytest.mark.parametrize("num_faces", [0, 1, 3])
+def test_only_the_faces_change(num_faces: int) -> None:
+    image = photograph(num_faces)
+    photo = open_photo(image)
+    Translator(Brighter(), 64, TEMPLATE).translate([photo])
+    assert len(photo.faces) == num_faces
+    changed = difference(photo.result, image)
+    for face in find_faces(np.asarray(image)):
+        x, y = face.landmarks.mean(axis=0).astype(int)
+        assert changed[y, x] >= 24
+    assert (changed > 0).mean() == pytest.approx(0.12 * num_faces, abs=0.06 * num_faces)
+    assert (changed[:40] == 0).all()
+
+
+def test_an_identity_generator_changes_nothing() -> None:
+    image = photograph(3)
+    result = Translator(Generator(1, 4, global_skip=True), 64, TEMPLATE)(image)
+    squared = np.square(pixels(result) - pixels(image)).mean()
+    assert 10 * np.log10(255**2 / max(squared, 1e-9)) > 60  # the skip itself costs an eighth of a grey level
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (60, 61), (801, 602), (6000, 4000)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_any_size_comes_out_as_it_went_in(size: tuple[int, int], whole: bool) -> None:
+    image = Image.radial_gradient("L").resize(size).convert("RGB")
+    if size == (6000, 4000):
+        image.paste(rendered(1, 1500), (2000, 1000))
+    result = Translator(Brighter(0), 64, TEMPLATE, whole=whole)(image)
+    assert result.size == size
+    assert difference(result, image).max() <= 1
+
+
+def test_whole_images_keep_their_detail_and_their_shape() -> None:
+    image = Image.fromarray((np.indices((300, 900)).sum(axis=0) % 2 * 100 + 60).astype(np.uint8)).convert("RGB")
+    generator = Brighter()
+    result = Translator(generator, 64, whole=True)(image)
+    assert generator.seen == [(1, 3, 64, 192)]
+    assert np.abs(pixels(result) - pixels(image) - 25.5).max() <= 1
+
+
+def test_the_network_sees_long_images_squeezed() -> None:
+    generator = Brighter()
+    Translator(generator, 64, whole=True)(Image.new("RGB", (5, 5000)))
+    assert generator.seen == [(1, 3, 256, 64)]
+
+
+def test_weights_without_a_template_translate_whole_images() -> None:
+    image = photograph(0)
+    assert difference(Translator(Brighter(), 64)(image), image).min() >= 24
+
+
+def test_crops_of_one_size_go_through_the_network_together() -> None:
+    generator = Brighter()
+    Translator(generator, 64, TEMPLATE, batch_size=4).translate([open_photo(photograph(3)), open_photo(photograph(2))])
+    assert generator.seen == [(4, 3, 64, 64), (1, 3, 64, 64)]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_gives_the_same_upright_picture(orientation: int) -> None:
+    image = photograph(1)
+    undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
+            7: "TRANSVERSE", 8: "ROTATE_270"}.get(orientation)  # fmt: skip
+    stored = image.transpose(Image.Transpose[undo]) if undo else image
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    buffer = io.BytesIO()
+    stored.save(buffer, "PNG", exif=exif)
+    photo, _ = read_photo(buffer)
+    translator = Translator(Brighter(), 64, TEMPLATE)
+    translator.translate([photo])
+    assert difference(photo.result, translator(image)).max() == 0
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16", "YCbCr"])
+def test_every_mode_is_translated(mode: str) -> None:
+    image = photograph(1)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = image.convert("RGB").convert(mode)
+    assert image.mode == mode
+    photo = open_photo(image)
+    Translator(Brighter(), 64, TEMPLATE, whole=mode == "1").translate([photo])
+    assert photo.faces
+    assert photo.result.size == image.size
+
+
+def test_transparency_and_what_lies_under_it_stay() -> None:
+    image = photograph(1).convert("RGBA")
+    alpha = np.full((400, 700), 255, np.uint8)
+    alpha[:, 300:] = np.arange(400)[None] % 256
+    image.putalpha(Image.fromarray(alpha))
+    result = Translator(Brighter(), 64, TEMPLATE)(image)
+    assert result.mode == "RGBA"
+    assert (np.asarray(result)[..., 3] == alpha).all()
+    assert (np.asarray(result)[:, 300:] == np.asarray(image)[:, 300:]).all()
+
+
+def test_an_image_without_a_face_stays_as_it_is() -> None:
+    image = Image.fromarray(np.arange(60000, dtype=np.uint16).reshape(200, 300))
+    assert Translator(Brighter(), 64, TEMPLATE)(image) is image
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp"])
+def test_lossless_files_keep_every_pixel_outside_the_faces(name: str, tmp_path: Path, weights: Path) -> None:
+    image = photograph(1)
+    image.save(tmp_path / name, lossless=True)
+    assert main([str(tmp_path / name), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 0
+    written = Image.open(tmp_path / "out" / name)
+    assert written.format == Image.open(tmp_path / name).format
+    assert difference(written, image)[:, 300:].max() == 0
+
+
+def test_a_jpeg_keeps_its_compression(tmp_path: Path) -> None:
+    photograph(1).save(tmp_path / "a.jpg", quality=71, subsampling=1)
+    photo, storage = read_photo(tmp_path / "a.jpg")
+    write_photo(photo, tmp_path / "b.jpg", storage)
+    before, after = Image.open(tmp_path / "a.jpg"), Image.open(tmp_path / "b.jpg")
+    assert after.quantization == before.quantization  # type: ignore[attr-defined]
+    assert difference(before, after).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("label", [True, False])
+def test_the_label_says_what_was_done_and_nothing_else_is_copied(kind: str, label: bool, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "SecretCamera"
+    exif.get_ifd(0x8825)[2] = (48.0, 8.0, 15.0)
+    profile = b"not really a colour profile"
+    photograph(1).save(tmp_path / "in", kind, exif=exif, icc_profile=profile)
+    photo, storage = read_photo(tmp_path / "in")
+    Translator(Brighter(), 64, TEMPLATE).translate([photo])
+    write_photo(photo, tmp_path / "out", storage, label=label)
+    written = Image.open(tmp_path / "out")
+    data = (tmp_path / "out").read_bytes()
+    assert (LABEL.encode() in data) is label
+    assert (b"compositeWithTrainedAlgorithmicMedia" in data) is label
+    assert written.info["icc_profile"] == profile
+    assert not written.getexif()
+    assert b"SecretCamera" not in data
+
+
+def test_a_photograph_that_was_not_changed_bears_no_label(tmp_path: Path) -> None:
+    photograph(0).save(tmp_path / "in.png")
+    photo, storage = read_photo(tmp_path / "in.png")
+    Translator(Brighter(), 64, TEMPLATE).translate([photo])
+    write_photo(photo, tmp_path / "out.png", storage)
+    assert LABEL.encode() not in (tmp_path / "out.png").read_bytes()
+
+
+def test_before_and_after_in_one_picture(tmp_path: Path, weights: Path) -> None:
+    photograph(1).save(tmp_path / "a.png")
+    assert (
+        main([str(tmp_path / "a.png"), "--weights", str(weights), "--out", str(tmp_path / "out"), "--side-by-side"])
+        == 0
+    )
+    picture = Image.open(tmp_path / "out" / "a.png")
+    assert picture.size == (1400, 400)
+    assert difference(picture.crop((0, 0, 700, 400)), photograph(1)).max() == 0
+
+
+def test_a_folder_with_broken_files_is_finished_and_they_are_listed(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "many" / "deep"
+    folder.mkdir(parents=True)
+    for number in range(95):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(folder / f"{number}.png")
+    for number in range(5):
+        (folder / f"broken{number}.jpg").write_bytes(b"\xff\xd8\xff" + bytes(number))
+    assert main([str(tmp_path / "many"), "--weights", str(weights), "--out", str(tmp_path / "out"), "--crops"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.startswith("translated 95 files\nskipped 5:\n")
+    assert all(f"broken{number}.jpg: " in shown for number in range(5))
+    assert len(list((tmp_path / "out" / "deep").iterdir())) == 95
+
+
+def test_standard_input_becomes_standard_output(tmp_path: Path, weights: Path) -> None:
+    buffer = io.BytesIO()
+    photograph(1).save(buffer, "PNG")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "translate.py"), "-", "--weights", str(weights)],
+        input=buffer.getvalue(), capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Image.open(io.BytesIO(done.stdout)).size == (700, 400)
+
+
+def test_results_never_replace_their_sources_or_each_other(tmp_path: Path) -> None:
+    for name in ("a/x.png", "b/x.png"):
+        (tmp_path / name).parent.mkdir()
+        photograph(0).save(tmp_path / name)
+    with pytest.raises(UserError, match="would be overwritten"):
+        find_jobs([tmp_path / "a" / "x.png"], tmp_path / "a")
+    with pytest.raises(UserError, match="would both become"):
+        find_jobs([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"], tmp_path / "out")
+    assert [target for _, target in find_jobs([tmp_path], tmp_path / "out")] == [
+        tmp_path / "out" / "a" / "x.png", tmp_path / "out" / "b" / "x.png"
+    ]  # fmt: skip
+
+
+def test_earlier_results_below_a_folder_are_not_translated_again(tmp_path: Path) -> None:
+    for name in ("x.png", "out/x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photograph(0).save(tmp_path / name)
+    assert find_jobs([tmp_path], tmp_path / "out") == [(tmp_path / "x.png", tmp_path / "out" / "x.png")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.jpg"], "there is no nothing.jpg"),
+        (["-", "a.jpg"], "- stands alone"),
+        (["a.jpg", "--batch-size", "0"], "at least 1"),
+        (["a.jpg", "--device", "cuda:7"], "device cuda:7 is not here"),
+        (["a.jpg", "--weights", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    arguments: list[str], message: str, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status: Any = main(["--weights", str(weights), *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    assert status in (1, 2)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_knows_where_the_faces_of_its_training_images_were(tmp_path: Path) -> None:
+    with zipfile.ZipFile(DEMO_ZIP) as archive:
+        for domain in ("european", "asian"):
+            for number in range(3):
+                archive.extract(f"train/{domain}/{number:04d}.jpg", tmp_path / "data")
+    run = [*SMALL, "--data-dir", "data", "--run-name", "faces", "--max-steps", "2", "--num-workers", "0"]
+    assert run_train(*run, cwd=tmp_path).returncode == 0
+    files = sorted((tmp_path / "data").rglob("*.jpg"))
+    expected = measure_template(np.asarray(Image.open(file).convert("RGB").resize((256, 256))) for file in files)
+    run_dir = tmp_path / "runs" / "faces"
+    template = load_trained(run_dir, "ab").template
+    assert template is not None
+    assert expected is not None
+    assert np.allclose(template, expected, atol=0.01)
+    export_weights(run_dir, tmp_path / "faces.safetensors")
+    assert load_translator(tmp_path / "faces.safetensors", "ba").template == template
+    run[run.index("--max-steps") + 1] = "3"
+    assert run_train(*run, cwd=tmp_path).returncode == 0
+    assert load_trained(run_dir, "ab").template == template
+
+
+def test_a_run_on_other_things_has_no_template(tmp_path: Path) -> None:
+    make_folders(tmp_path / "data", 2, 2)
+    done = run_train(*SMALL, "--data-dir", "data", "--max-steps", "1", "--num-workers", "0", cwd=tmp_path)
+    assert done.returncode == 0
+    assert load_trained(tmp_path / "runs" / "default", "ab").template is None
+
+
+def test_a_template_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="template"):
+        load_translator(write_weights(tmp_path / "w.safetensors", "here"))
