@@ -27,11 +27,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
+from faces import Template, measure_template
 from utils import UserError, image_to_tensor, printable, read_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MIN_SIDE = 16  # px; smaller images are thumbnails and icons, not faces
 MAX_ASPECT = 10  # long side over short side; the short side is resized, and the long one must still fit into memory
+TEMPLATE_IMAGES, TEMPLATE_SIDE = 200, 256  # how many images are looked at for faces, and at which size, px
 DEMO_ZIP = Path(__file__).parent / "assets" / "demo_faces.zip"
 
 
@@ -285,6 +287,17 @@ def load_view(file: Path, image_size: int) -> np.ndarray:
 def load_views(files: Sequence[Path], image_size: int) -> Tensor:
     """Images as `load_view` gives them, as one batch (N, 3, image_size, image_size) float32 in [-1, 1]."""
     return torch.stack([image_to_tensor(load_view(file, image_size)) for file in files])
+
+
+def measure_faces(*groups: Sequence[Path]) -> Template | None:
+    """Where the landmarks of faces are in images that are cropped alike, for translating photographs.
+
+    Of each group of files the same number is looked at, TEMPLATE_IMAGES in all, evenly spread. None where fewer than
+    half of them show one face.
+    """
+    share = max(1, TEMPLATE_IMAGES // len(groups))
+    files = [file for group in groups for file in group[:: max(1, len(group) // share)][:share]]
+    return measure_template(load_view(file, TEMPLATE_SIDE) for file in files)
 
 
 def unpack_demo_faces(target: Path) -> None:

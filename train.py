@@ -33,15 +33,15 @@ from dataset import (
     build_loader,
     count_steps_per_epoch,
     find_images,
-    load_view,
     load_views,
+    measure_faces,
     report_left_out,
     running,
     training_images,
     unpack_demo_faces,
 )
 from discriminator_model import Discriminator
-from faces import Template, measure_template
+from faces import Template
 from generator_model import Generator
 from losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss
 from metrics import paired_report, translate_in_batches
@@ -58,7 +58,6 @@ from utils import (
 )
 
 BETA2 = 0.999  # of Adam, as in the paper's code
-TEMPLATE_IMAGES, TEMPLATE_SIDE = 200, 256  # how many training images are looked at for faces, and at which size, px
 EMA_WARM_UP = 3  # steps / (steps + this) bounds the decay of the generators' average
 
 
@@ -261,14 +260,6 @@ def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> 
         raise UserError(f"the newest checkpoint in {printable(folder)} is not of this program: {error!r}") from error
 
 
-def measure_faces(images: Folders) -> Template | None:
-    """Where the faces' landmarks are in the training images, for translating photographs; None where few show one."""
-    print("looking for faces in the training images")
-    share = TEMPLATE_IMAGES // 2
-    files = [file for folder in images for file in folder.files[:: max(1, len(folder.files) // share)][:share]]
-    return measure_template(load_view(file, TEMPLATE_SIDE) for file in files)
-
-
 def save(model: Model, run_dir: Path, step: int, epoch: int, keep_every_steps: int, facts: dict[str, Any]) -> None:
     """Write a checkpoint, with `facts` that stay the same all through the run, and delete those not to be kept."""
     state = {"step": step, "epoch": epoch, "random": checkpoint.random_state()}
@@ -294,7 +285,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
     seed_everything(config.seed)
     model = build_model(config, device)
     step, template = resume(model, run_dir / "checkpoints", config, data)
-    template = template if step else measure_faces(images)
+    template = template if step else measure_faces(images[0].files, images[1].files)
     facts = {"config": to_dict(config), "data": data, "template": template}
     steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size)
     keep_every_steps = config.keep_every_epochs * steps_per_epoch

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from checkpoint import Direction, load_trained
-from dataset import IMAGE_SUFFIXES, visible_files
+from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
 from faces import Face, Template, align, find_faces, paste
 from utils import UserError, atomic_write, has_fast_bf16, open_image, pick_device, printable, to_rgb, turn_upright
 from video import VIDEO_SUFFIXES, FaceSmoother, translate_video
@@ -354,6 +354,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--crops", action="store_true", help="the images are cropped like the training images already, or show no faces"
     )
+    add(
+        "--like",
+        type=Path,
+        metavar="DIR",
+        help="images cropped as the weights want them, if these do not know",
+    )
     add("--side-by-side", action="store_true", help="write before and after in one picture")
     add("--no-metadata", action="store_true", help="do not note in the file that a trained model has changed the image")
     add("--batch-size", type=int, default=8, metavar="N", help="images that are translated together (%(default)s)")
@@ -373,8 +379,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         translator = load_translator(args.weights, args.direction, args.device, whole=args.crops,
                                      batch_size=args.batch_size)  # fmt: skip
+        if args.like:
+            translator.template = measure_faces(scan_folder(args.like).files)
+            translator.whole = args.crops or translator.template is None
         if translator.template is None and not args.crops:
-            print("these weights know of no faces: whole images are translated", file=sys.stderr)
+            print("these weights know of no faces (see --like): whole images are translated", file=sys.stderr)
         if args.photos == ["-"]:
             translate_stream(translator, sys.stdin.buffer, sys.stdout.buffer, write)
             return 0

@@ -30,7 +30,7 @@ COMMANDS = [
     for command in line.split("&&")
 ]
 DOWNLOAD_FLAGS = ("list", "dataset", "weights", "test-images", "url")
-TRANSLATE_FLAGS = ("direction", "crops", "side-by-side", "out", "no-metadata")
+TRANSLATE_FLAGS = ("direction", "crops", "side-by-side", "out", "no-metadata", "like")
 SHORT = [*SMALL, "--max-steps", "2", "--num-workers", "0"]
 
 
@@ -158,20 +158,7 @@ def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
 
 def test_every_flag_is_a_knob() -> None:
     knobs = {field.name.replace("_", "-") for field in fields(Config)} | {"no-global-skip", "help"}
-    others = {
-        "logdir",
-        "list",
-        "dataset",
-        "weights",
-        "test-images",
-        "url",
-        "json",
-        "direction",
-        "crops",
-        "side-by-side",
-        "out",
-        "no-metadata",
-    }
+    others = {"logdir", "json", *DOWNLOAD_FLAGS, *TRANSLATE_FLAGS}
     assert set(re.findall(r"--([a-z][a-z-]+)", README)) - others <= knobs
 
 

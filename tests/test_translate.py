@@ -332,6 +332,21 @@ def test_a_run_on_other_things_has_no_template(tmp_path: Path) -> None:
     assert load_trained(tmp_path / "runs" / "default", "ab").template is None
 
 
+def test_a_folder_of_examples_tells_where_faces_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = write_weights(tmp_path / "w.safetensors", None)
+    (tmp_path / "like").mkdir()
+    for number in range(3):
+        rendered(number, 128).save(tmp_path / "like" / f"{number}.png")
+    photograph(2).save(tmp_path / "a.png")
+    arguments = [str(tmp_path / "a.png"), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("translated 1 files\n")
+    assert "whole images are translated" in shown.err
+    assert main([*arguments, "--like", str(tmp_path / "like")]) == 0
+    assert capsys.readouterr().out.startswith("translated 1 files, 2 faces\n")
+
+
 def test_a_template_that_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="template"):
         load_translator(write_weights(tmp_path / "w.safetensors", "here"))
