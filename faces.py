@@ -6,7 +6,7 @@ of the first pixel is at (0.5, 0.5).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,9 +24,12 @@ MIN_DETECTION_SIDE = 16  # px; no face can be found in less
 EYES_IN_BOX = 0.45  # distance of the eyes over the mean side of the detector's box, roughly
 LOOK_SIDE, LOOK_EYES = 160, 44  # px; the second look at a face: side, and distance of the eyes in it
 CLOSE_UP = 1.5  # resolution of the close-up that looks are taken from, in that of a look
-NUM_LOOKS = 8  # jittered looks whose median steadies the landmarks
+NUM_LOOKS = 4  # slightly different looks whose mean steadies the landmarks
 JITTER_SHIFT, JITTER_SCALE, JITTER_ANGLE = 6, 0.08, 6  # px, share and degrees, up to which looks differ
 CANONICAL = np.array([[-0.5, 0], [0.5, 0], [0, 0.58], [-0.41, 1.12], [0.41, 1.12]])  # landmarks in eye distances
+LOOK_TARGET = (CANONICAL - CANONICAL.mean(axis=0)) * LOOK_EYES  # the landmarks in a look, from its middle
+MIRROR = np.diag([-1, 1, 1])  # about the middle of LOOK_TARGET
+SWAPPED = [1, 0, 2, 4, 3]  # landmarks of a face in the order of its mirror image's
 MASK_INSIDE, MASK_OUTSIDE = 0.6, 0.94  # shares of the crop's half side between which a paste fades out
 FINER, FIXED_POINT = 4, 64  # a change is enlarged smoothly by this, then linearly, in this part of a grey level
 MIN_SHARE = 0.5  # of the images must show one face, for a template to mean anything
@@ -56,13 +59,13 @@ class Face:
 def find_faces(image: np.ndarray, num_looks: int = NUM_LOOKS) -> list[Face]:
     """The faces in an image, the largest first, whichever way they are turned in the plane.
 
-    Each face is looked at again, upright and several times slightly differently, and the median of the landmarks is
+    Each face is looked at again, upright and several times slightly differently, and the mean of the landmarks is
     taken: YuNet's own jump when the image is shifted by a pixel, and are wrong where a face leans by
     more than 45 degrees.
 
     Args:
         image: (H, W, 3) uint8 RGB, of any size.
-        num_looks: how often each face is looked at again; 1 is enough where no single face matters.
+        num_looks: how often each face is looked at again; fewer do where no single face matters.
     """
     scale = min(1.0, DETECTION_SIDE / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -139,7 +142,9 @@ def _look_again(image: np.ndarray, seen: _Seen, num_looks: int, onward: np.ndarr
     scale = min(1.0, CLOSE_UP * LOOK_EYES / seen.eyes)
     side = CLOSE_UP * LOOK_SIDE * 1.5  # a turned look still lies in it
     to_close_up = _shift((side / 2, side / 2)) @ np.diag([scale, scale, 1]) @ _shift(-seen.centre)
-    close_up = warp(image, to_close_up, (round(side), round(side)))  # small: the looks at it are fast
+    close_up = warp(
+        image, to_close_up, (round(side), round(side)), cv2.BORDER_CONSTANT
+    )  # small: the looks at it are fast
     face = _steady(close_up, _upright(close_up, seen.through(to_close_up)), num_looks)
     return Face(transform(onward @ np.linalg.inv(to_close_up), face.landmarks), face.score) if face else None
 
@@ -148,48 +153,48 @@ def _upright(image: np.ndarray, seen: _Seen) -> _Seen | None:
     """A face as it looks when the picture is turned so that the detector likes it best: that is when it is upright."""
     if seen.score >= SURE_SCORE:
         return seen
-    scale = LOOK_EYES / seen.eyes
-    looks = []
-    for angle in np.radians(range(0, 360, 45)):
-        view = _turned(scale, angle, seen.centre)
-        looks += [look.through(np.linalg.inv(view)) for look in _look(image, view)]
-    return max(looks, key=lambda look: look.score, default=None)
+    scale, middle = LOOK_EYES / seen.eyes, _shift((LOOK_SIDE / 2, LOOK_SIDE / 2))
+    views = [middle @ _turn(scale, angle) @ _shift(-seen.centre) for angle in np.radians(range(0, 360, 45))]
+    looks = [_look(image, view) for view in views]
+    return max(filter(None, looks), key=lambda look: look.score, default=None)
 
 
 def _steady(image: np.ndarray, seen: _Seen | None, num_looks: int) -> Face | None:
-    """The median of several upright looks at a face; None where most of them show none."""
+    """The mean of several upright looks at a face; None where one of them shows none.
+
+    Each look is taken twice, the second time mirrored, since YuNet sees a tilt in faces that have none. It also sees
+    only part of a tilt that they have: hence each look is upright by what the one before has found.
+    """
     if seen is None:
         return None
-    target = (CANONICAL - CANONICAL.mean(axis=0)) * LOOK_EYES
     random = np.random.default_rng(0)  # the same image gives the same faces
-    landmarks, looks = seen.landmarks, []
-    for number in range(num_looks):
+    looks = [(seen.landmarks, 0.0)]
+    for _ in range(num_looks):
         angle = np.radians(random.uniform(-JITTER_ANGLE, JITTER_ANGLE))
         scale = 1 + random.uniform(-JITTER_SCALE, JITTER_SCALE)
         shift = LOOK_SIDE / 2 + random.uniform(-JITTER_SHIFT, JITTER_SHIFT, 2)
-        view = _shift(shift) @ _turned(scale, angle) @ similarity(landmarks, target)
-        for look in _look(image, view):
-            looks.append(look.through(np.linalg.inv(view)))
-            if number == 0:
-                landmarks = looks[0].landmarks  # the first look is from the first pass's landmarks, which may be poor
-    if len(looks) <= num_looks // 2:
-        return None
-    score = float(np.median([look.score for look in looks]))
-    return Face(np.median([look.landmarks for look in looks], axis=0), score) if score >= MIN_UPRIGHT_SCORE else None
+        jitter, upright = _shift(shift) @ _turn(scale, angle), similarity(looks[-1][0], LOOK_TARGET)
+        plain, mirrored = _look(image, jitter @ upright), _look(image, jitter @ MIRROR @ upright)
+        if plain is None or mirrored is None:
+            return None
+        landmarks = (plain.landmarks + mirrored.landmarks[SWAPPED]) / 2
+        looks.append((landmarks, (plain.score + mirrored.score) / 2))
+    counted = looks[1:] if len(looks) == 2 else looks[2:]  # the first ones are not yet upright
+    score = float(np.mean([score for _, score in counted]))
+    return Face(np.mean([found for found, _ in counted], axis=0), score) if score >= MIN_UPRIGHT_SCORE else None
 
 
-def _turned(scale: float, angle: float, centre: Sequence[float] | np.ndarray = (0, 0)) -> np.ndarray:
-    """The (3, 3) matrix that turns by an angle (radians) and scales, and brings `centre` to the middle of a look."""
+def _turn(scale: float, angle: float) -> np.ndarray:
+    """The (3, 3) matrix that scales and turns about (0, 0), by an angle in radians."""
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-    return turn if not np.any(centre) else _shift((LOOK_SIDE / 2, LOOK_SIDE / 2)) @ turn @ _shift(-np.asarray(centre))
+    return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
 
 
-def _look(image: np.ndarray, view: np.ndarray) -> list[_Seen]:
-    """The face in the middle of a LOOK_SIDE px wide look at an image, in px of the look; none or one."""
-    seen = _detect(cv2.warpAffine(image, _for_opencv(view), (LOOK_SIDE, LOOK_SIDE), borderMode=cv2.BORDER_REPLICATE))
+def _look(image: np.ndarray, view: np.ndarray) -> _Seen | None:
+    """The face in the middle of a LOOK_SIDE px wide look at an image, in px of the image; `view` leads to the look."""
+    seen = _detect(cv2.warpAffine(image, _for_opencv(view), (LOOK_SIDE, LOOK_SIDE), borderMode=cv2.BORDER_CONSTANT))
     near = [face for face in seen if np.linalg.norm(face.centre - LOOK_SIDE / 2) < LOOK_EYES]
-    return [max(near, key=lambda face: face.score)] if near else []
+    return max(near, key=lambda face: face.score).through(np.linalg.inv(view)) if near else None
 
 
 def _is_same(face: Face, other: Face) -> bool:
@@ -339,7 +344,7 @@ def measure_template(images: Iterable[np.ndarray]) -> Template | None:
     """
     positions = []
     for image in images:
-        faces = find_faces(image, num_looks=1)
+        faces = find_faces(image, num_looks=2)
         positions.append(faces[0].landmarks / len(image) if len(faces) == 1 else None)
     found = [position for position in positions if position is not None]
     if not found or len(found) < MIN_SHARE * len(positions):
