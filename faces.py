@@ -26,9 +26,9 @@ LOOK_SIDE, LOOK_EYES = 160, 44  # px; the second look at a face: side, and dista
 CLOSE_UP = 1.5  # resolution of the close-up that looks are taken from, in that of a look
 NUM_LOOKS = 4  # slightly different looks whose mean steadies the landmarks
 JITTER_SHIFT, JITTER_SCALE, JITTER_ANGLE = 6, 0.08, 6  # px, share and degrees, up to which looks differ
-CANONICAL = np.array([[-0.5, 0], [0.5, 0], [0, 0.58], [-0.41, 1.12], [0.41, 1.12]])  # landmarks in eye distances
-LOOK_TARGET = (CANONICAL - CANONICAL.mean(axis=0)) * LOOK_EYES  # the landmarks in a look, from its middle
-MIRROR = np.diag([-1, 1, 1])  # about the middle of LOOK_TARGET
+# Where landmarks are in a look, from its middle: the proportions of a face, in eye distances.
+LOOK_TARGET = LOOK_EYES * np.array([[-0.5, -0.56], [0.5, -0.56], [0, 0.02], [-0.41, 0.55], [0.41, 0.55]])
+MIRROR = np.array([[-1, 0, 0], [0, 1, 0], [0, 0, 1]])  # about the middle of LOOK_TARGET
 SWAPPED = [1, 0, 2, 4, 3]  # landmarks of a face in the order of its mirror image's
 MASK_INSIDE, MASK_OUTSIDE = 0.6, 0.94  # shares of the crop's half side between which a paste fades out
 FINER, FIXED_POINT = 4, 64  # a change is enlarged smoothly by this, then linearly, in this part of a grey level
