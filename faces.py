@@ -110,6 +110,7 @@ class _Seen:
 
 @cache
 def _detector() -> cv2.FaceDetectorYN:
+    cv2.setNumThreads(1)  # more do not help on images this small, and do not survive a fork
     return cv2.FaceDetectorYN.create(str(MODEL), "", (LOOK_SIDE, LOOK_SIDE), MIN_SCORE, MAX_OVERLAP)
 
 

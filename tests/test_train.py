@@ -422,7 +422,7 @@ def run_until_killed(config: Config, save_call: int) -> None:
 
 @pytest.mark.slow
 def test_thirty_kills_at_random_moments_end_on_the_weights_of_an_undisturbed_run(tiny: Tiny) -> None:
-    knobs: dict[str, Any] = {"num_epochs": 30, "num_decay_epochs": 10, "num_workers": 1, "checkpoint_every_steps": 2}
+    knobs: dict[str, Any] = {"num_epochs": 100, "num_decay_epochs": 10, "num_workers": 1, "checkpoint_every_steps": 2}
     assert train.main(tiny(run_name="whole", **knobs)) == 0
     moments, context = random.Random(0), multiprocessing.get_context("fork")
     kills = 0
