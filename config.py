@@ -85,11 +85,14 @@ class Config:
     padding: Literal["reflect", "zero", "reflect-all"] = "zero"  # of the generators; zero is cheaper (paper reflect)
     global_skip: bool = True  # generators predict the change to their input and start as the identity (paper: no)
     norm_first: bool = True  # instance norm after the generator's first layer (paper: yes)
+    spectral_norm: bool = False  # tame the discriminators by spectral normalisation (Miyato et al. 2018; paper: no)
     init_std: Weight = 0.02  # spread of the normal initial weights; 0: PyTorch's own initialisation (paper 0.02)
 
     # --- Losses
     lambda_cycle: Weight = 10.0  # weight of the cycle loss (paper 10)
     lambda_identity: Weight = 0.5  # weight of the identity loss as a multiple of lambda_cycle (paper 0.5)
+    identity_epochs: Count = 0  # epochs in which the identity loss falls linearly to zero; 0: it stays (paper)
+    diff_augment: Literal["none", "geometry", "all"] = "none"  # change what discriminators see (Zhao et al. 2020)
     gan_sigmoid: bool = False  # squash the discriminator's scores before the squared error (paper: no)
     pool_size: Count = 50  # earlier fakes kept per domain for the discriminators; 0: none (paper 50)
     disc_first: bool = False  # update the discriminators before the generators (paper: after)

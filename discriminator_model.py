@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 class Discriminator(nn.Module):
@@ -17,9 +18,10 @@ class Discriminator(nn.Module):
     Args:
         base_channels: channels of the first layer (64 in the paper).
         init_std: standard deviation of the initial weights, biases being zero; 0 keeps PyTorch's initialisation.
+        spectral: divide each layer's weights by their largest singular value (Miyato et al. 2018, arXiv 1802.05957).
     """
 
-    def __init__(self, base_channels: int = 64, init_std: float = 0.02) -> None:
+    def __init__(self, base_channels: int = 64, init_std: float = 0.02, spectral: bool = False) -> None:
         super().__init__()
         c = base_channels
         self.patches = nn.Sequential(
@@ -34,6 +36,8 @@ class Discriminator(nn.Module):
                 nn.init.normal_(layer.weight, 0.0, init_std)
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
+            if spectral and isinstance(layer, nn.Conv2d):
+                spectral_norm(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Score the patches of images.

@@ -18,6 +18,7 @@ import json
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from dataset import (
     training_images,
     unpack_demo_faces,
 )
+from diff_augment import diff_augment
 from discriminator_model import Discriminator
 from faces import Template
 from generator_model import Generator
@@ -91,7 +93,7 @@ class Model:
 def build_model(config: Config, device: torch.device) -> Model:
     """Networks with fresh weights, their optimisers, and empty image pools."""
     gen_ab, gen_ba = (checkpoint.build_generator(config).to(device) for _ in range(2))
-    disc_a, disc_b = (Discriminator(config.base_channels, config.init_std).to(device) for _ in range(2))
+    disc_a, disc_b = (build_discriminator(config).to(device) for _ in range(2))
     model = Model(
         gen_ab=gen_ab,
         gen_ba=gen_ba,
@@ -110,13 +112,20 @@ def build_model(config: Config, device: torch.device) -> Model:
     return model
 
 
+def build_discriminator(config: Config) -> Discriminator:
+    """An untrained discriminator as the configuration describes it."""
+    return Discriminator(config.base_channels, config.init_std, config.spectral_norm)
+
+
 def build_adam(networks: Sequence[nn.Module], config: Config) -> torch.optim.Adam:
     """One optimiser for the parameters of several networks."""
     parameters = [parameter for network in networks for parameter in network.parameters()]
     return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, BETA2))
 
 
-def train_step(model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp: bool) -> dict[str, Tensor]:
+def train_step(
+    model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp: bool, identity_share: float = 1.0
+) -> dict[str, Tensor]:
     """One step of the algorithm: both generators, then both discriminators (paper sections 3, 4 and 7.1).
 
     Args:
@@ -124,6 +133,7 @@ def train_step(model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp
         real_a, real_b: images (N, 3, H, W) in [-1, 1] of domains a and b, on the networks' device.
         config: the loss weights, the kind of adversarial loss and the order of the updates.
         amp: compute in bfloat16 where autocast thinks it safe.
+        identity_share: share of the identity loss's weight that is left in this step.
 
     Returns:
         Losses, mean scores and gradient norms by name, detached scalars.
@@ -131,6 +141,8 @@ def train_step(model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp
     Raises:
         NonFiniteError: before an optimiser would apply a gradient that is not finite.
     """
+    lambda_identity = identity_share * config.lambda_identity
+    augment = partial(diff_augment, policy=config.diff_augment)  # what discriminators see, real or translated
     m, autocast = model, torch.autocast(real_a.device.type, torch.bfloat16, enabled=amp)
 
     # Translate both ways and back; if the identity loss has a weight, translate into the own domain, too.
@@ -138,7 +150,7 @@ def train_step(model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp
         fake_b, fake_a = m.gen_ab(real_a), m.gen_ba(real_b)  # G(x), F(y)
         rec_a, rec_b = m.gen_ba(fake_b), m.gen_ab(fake_a)  # F(G(x)), G(F(y))
         idt_a, idt_b = real_a, real_b
-        if config.lambda_identity:
+        if lambda_identity:
             idt_a, idt_b = m.gen_ba(real_a), m.gen_ab(real_b)  # F(x), G(y)
 
     disc_losses = {}
@@ -148,12 +160,12 @@ def train_step(model: Model, real_a: Tensor, real_b: Tensor, config: Config, amp
     # Make the generators fool frozen discriminators, undo each other and leave their target domain alone.
     set_requires_grad((m.disc_a, m.disc_b), False)
     with autocast:
-        gan_ab = gan_loss(m.disc_b(fake_b), True, config.gan_sigmoid)  # paper Eq. 1, G: x -> y
-        gan_ba = gan_loss(m.disc_a(fake_a), True, config.gan_sigmoid)  # paper Eq. 1, F: y -> x
+        gan_ab = gan_loss(m.disc_b(augment(fake_b)), True, config.gan_sigmoid)  # paper Eq. 1, G: x -> y
+        gan_ba = gan_loss(m.disc_a(augment(fake_a)), True, config.gan_sigmoid)  # paper Eq. 1, F: y -> x
         cycle_a, cycle_b = cycle_loss(rec_a, real_a), cycle_loss(rec_b, real_b)  # paper Eq. 2
         identity_a, identity_b = identity_loss(idt_a, real_a), identity_loss(idt_b, real_b)  # paper section 5.2
         cycle, identity = cycle_a + cycle_b, identity_a + identity_b
-        total = gan_ab + gan_ba + config.lambda_cycle * (cycle + config.lambda_identity * identity)  # paper Eq. 3
+        total = gan_ab + gan_ba + config.lambda_cycle * (cycle + lambda_identity * identity)  # paper Eq. 3
     gen_losses = descend(m.opt_gen, gen=total, gan_ab=gan_ab, gan_ba=gan_ba, cycle_a=cycle_a, cycle_b=cycle_b,
                          identity_a=identity_a, identity_b=identity_b)  # fmt: skip
 
@@ -167,11 +179,11 @@ def update_discriminators(
     model: Model, real_a: Tensor, real_b: Tensor, fake_a: Tensor, fake_b: Tensor, config: Config, amp: bool
 ) -> dict[str, Tensor]:
     """Teach both discriminators to tell real images from this and earlier steps' fakes; arguments as `train_step`."""
-    m = model
+    m, augment = model, partial(diff_augment, policy=config.diff_augment)
     set_requires_grad((m.disc_a, m.disc_b), True)
     with torch.autocast(real_a.device.type, torch.bfloat16, enabled=amp):
-        scores_real_a, scores_fake_a = m.disc_a(torch.cat([real_a, m.pool_a.query(fake_a)])).chunk(2)
-        scores_real_b, scores_fake_b = m.disc_b(torch.cat([real_b, m.pool_b.query(fake_b)])).chunk(2)
+        scores_real_a, scores_fake_a = m.disc_a(augment(torch.cat([real_a, m.pool_a.query(fake_a)]))).chunk(2)
+        scores_real_b, scores_fake_b = m.disc_b(augment(torch.cat([real_b, m.pool_b.query(fake_b)]))).chunk(2)
         disc_a = discriminator_loss(scores_real_a, scores_fake_a, config.gan_sigmoid)
         disc_b = discriminator_loss(scores_real_b, scores_fake_b, config.gan_sigmoid)
     losses = descend(m.opt_disc, disc=disc_a + disc_b, disc_a=disc_a, disc_b=disc_b)
@@ -221,6 +233,12 @@ def learning_rate_at(step: int, steps_per_epoch: int, config: Config) -> float:
     decay_steps = config.num_decay_epochs * steps_per_epoch
     steps_left = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch - step
     return config.learning_rate * min(1.0, steps_left / max(decay_steps, 1))
+
+
+def identity_share_at(step: int, steps_per_epoch: int, config: Config) -> float:
+    """What is left of the identity loss's weight after `step` steps: all, or ever less if `identity_epochs` says so."""
+    decay_steps = config.identity_epochs * steps_per_epoch
+    return max(0.0, 1 - step / decay_steps) if decay_steps else 1.0
 
 
 def sample_grid(model: Model, view_a: Tensor, view_b: Tensor) -> Tensor:
@@ -322,7 +340,8 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
             # Improve the generators and the discriminators, and follow the generators' average.
             real_a, real_b = real_a.to(device, non_blocking=True), real_b.to(device, non_blocking=True)
             try:
-                log.collect(train_step(model, real_a, real_b, config, amp))
+                identity_share = identity_share_at(step, steps_per_epoch, config)
+                log.collect(train_step(model, real_a, real_b, config, amp, identity_share))
             except NonFiniteError as error:
                 hint = "the newest checkpoint is the last good one; try a lower --learning-rate in another --run-name"
                 raise NonFiniteError(f"stopped in step {step + 1}: {error}\n{hint}") from None

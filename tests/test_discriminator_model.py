@@ -68,3 +68,14 @@ def test_scores_are_linear_and_the_first_layer_has_no_norm() -> None:
     assert isinstance(layers[-1], nn.Conv2d)
     assert [type(layer).__name__ for layer in layers[:3]] == ["Conv2d", "LeakyReLU", "Conv2d"]
     assert sum(isinstance(layer, nn.InstanceNorm2d) for layer in layers) == 3
+
+
+def test_spectral_normalisation_bounds_every_layer() -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(8, init_std=0.5, spectral=True)
+    for _ in range(200):  # each pass improves the estimate of the largest singular value
+        discriminator(torch.randn(1, 3, 32, 32))
+    for layer in discriminator.patches:
+        if isinstance(layer, nn.Conv2d):
+            largest = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item()
+            assert largest == pytest.approx(1, abs=0.05)
