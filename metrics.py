@@ -1,9 +1,16 @@
-"""What a translation is worth."""
+"""What a translation is worth: errors, similarities and distances, with the doubt that few images leave."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # px (Wang et al. 2004)
+BOOTSTRAP_ROUNDS = 1000
 
 
 def mean_absolute_error(images: Tensor, truth: Tensor) -> float:
@@ -37,3 +44,96 @@ def paired_report(
         f"  {name_a} to {name_b} {error_ab:.4f}, {error_ab / nothing:.2f} of doing nothing\n"
         f"  {name_b} to {name_a} {error_ba:.4f}, {error_ba / nothing:.2f} of doing nothing"
     )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `count` images, and the interval that holds the true one with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def bootstrap(values: np.ndarray) -> Estimate | None:
+    """The mean of one number an image, with its percentile bootstrap interval (Efron 1979); None for no images.
+
+    Args:
+        values: (N,) float; NaN where an image has no number.
+    """
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return None
+    draws = np.random.default_rng(0).integers(0, len(values), (BOOTSTRAP_ROUNDS, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), (0.025, 0.975))
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
+
+
+def absolute_errors(images: Tensor, truth: Tensor) -> np.ndarray:
+    """Mean |difference| of each image, (N,), on the scale of images in [0, 1]; both (N, 3, H, W) in [-1, 1]."""
+    errors: np.ndarray = ((images - truth).abs().mean(dim=(1, 2, 3)) / 2).cpu().numpy()
+    return errors
+
+
+def ssim(images: Tensor, truth: Tensor) -> np.ndarray:
+    """Structural similarity of each image to its truth, (N,), 1 for equal ones (Wang et al. 2004, Eq. 13).
+
+    Args:
+        images, truth: (N, 3, H, W) in [-1, 1], at least SSIM_WINDOW px a side.
+    """
+    x, y = (images + 1) / 2, (truth + 1) / 2
+    offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
+    bell = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    window = torch.outer(bell, bell) / bell.sum() ** 2
+
+    def blur(image: Tensor) -> Tensor:
+        return F.conv2d(image, window.expand(3, 1, -1, -1), groups=3)
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    per_image: np.ndarray = similarity.mean(dim=(1, 2, 3)).cpu().numpy()
+    return per_image
+
+
+def kernel_distance(features: np.ndarray, reference: np.ndarray) -> Estimate | None:
+    """How differently two sets of features are distributed: squared maximum mean discrepancy (Gretton et al. 2012).
+
+    With the kernel (x . y / d + 1)^3 and features of Inception this is KID (Binkowski et al. 2018). It has no bias, so
+    that it may be a little below 0 for equal distributions. The interval is of the bootstrap over `features`.
+
+    Args:
+        features: (N, d) and
+        reference: (M, d), floating point.
+
+    Returns:
+        None for fewer than two of either.
+    """
+    n, m = len(features), len(reference)
+    if min(n, m) < 2:
+        return None
+    d = features.shape[1]
+    own = (features @ features.T / d + 1) ** 3
+    cross = (features @ reference.T / d + 1) ** 3
+    others = (reference @ reference.T / d + 1) ** 3
+    constant = (others.sum() - np.trace(others)) / (m * (m - 1))
+
+    def distance(weights: np.ndarray) -> float:
+        """Of the features drawn `weights` times each; a feature is not compared with its own copies."""
+        pairs = weights @ own @ weights - weights**2 @ np.diag(own)
+        num_pairs = n * n - (weights**2).sum()
+        return float(pairs / num_pairs + constant - 2 * (weights @ cross.sum(axis=1)) / (n * m))
+
+    random = np.random.default_rng(0)
+    draws = [
+        distance(random.multinomial(n, np.full(n, 1 / n)).astype(np.float64)) for _ in range(BOOTSTRAP_ROUNDS // 5)
+    ]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Estimate(distance(np.ones(n)), float(low), float(high), n)

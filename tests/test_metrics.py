@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from metrics import mean_absolute_error, translate_in_batches
+from metrics import bootstrap, kernel_distance, mean_absolute_error, ssim, translate_in_batches
 
 
 def test_the_error_is_on_the_scale_of_images_in_zero_to_one() -> None:
@@ -20,3 +21,70 @@ def test_batches_do_not_change_a_translation(batch_size: int) -> None:
     images = torch.randn(5, 3, 8, 8)
     layer = nn.Conv2d(3, 3, 3, padding=1)
     torch.testing.assert_close(translate_in_batches(layer, images, batch_size), layer(images).detach())
+
+
+def test_the_bootstrap_interval_holds_the_true_mean_nineteen_times_of_twenty() -> None:
+    random = np.random.default_rng(1)
+    hits = 0
+    for _ in range(100):
+        estimate = bootstrap(random.normal(3, 2, 60))
+        assert estimate is not None
+        hits += estimate.low < 3 < estimate.high
+    assert 88 <= hits <= 99
+
+
+def test_images_without_a_number_do_not_count() -> None:
+    estimate = bootstrap(np.array([1.0, np.nan, 3.0]))
+    assert estimate is not None
+    assert (estimate.value, estimate.count) == (2.0, 2)
+    assert bootstrap(np.array([np.nan])) is None
+
+
+def test_ssim_is_one_for_equal_images_and_falls_with_noise() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    assert ssim(images, images) == pytest.approx(1)
+    little, much = (ssim(images, images + noise * torch.randn_like(images)).mean() for noise in (0.1, 0.5))
+    assert 1 > little > much > 0
+
+
+def test_ssim_equals_its_definition_on_one_window() -> None:
+    random = np.random.default_rng(0)
+    x, y = random.random((2, 3, 11, 11))
+    bell = np.exp(-np.square(np.arange(11) - 5) / (2 * 1.5**2))
+    window = np.outer(bell, bell) / np.outer(bell, bell).sum()
+    expected = []
+    for a, b in zip(x, y, strict=True):
+        mean_a, mean_b = (window * a).sum(), (window * b).sum()
+        var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+        covariance = (window * (a - mean_a) * (b - mean_b)).sum()
+        expected.append((2 * mean_a * mean_b + 1e-4) * (2 * covariance + 9e-4)
+                        / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)))  # fmt: skip
+    found = ssim(*(torch.from_numpy(image)[None] * 2 - 1 for image in (x, y)))
+    assert found[0] == pytest.approx(np.mean(expected), rel=1e-6)
+
+
+def test_the_kernel_distance_equals_its_definition() -> None:
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(5, 4)), random.normal(size=(6, 4)) + 1
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return float((a @ b / 4 + 1) ** 3)
+
+    own = np.mean([kernel(x[i], x[j]) for i in range(5) for j in range(5) if i != j])
+    others = np.mean([kernel(y[i], y[j]) for i in range(6) for j in range(6) if i != j])
+    cross = np.mean([kernel(a, b) for a in x for b in y])
+    estimate = kernel_distance(x, y)
+    assert estimate is not None
+    assert estimate.value == pytest.approx(own + others - 2 * cross)
+
+
+def test_the_kernel_distance_is_near_zero_for_one_distribution_and_grows_with_the_difference() -> None:
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(2, 300, 8))
+    distances = [kernel_distance(x + shift, y) for shift in (0, 0.5, 1)]
+    same, near, far = (distance for distance in distances if distance)
+    assert same.low < 0.02
+    assert abs(same.value) < 0.05
+    assert same.high < near.low < near.high < far.low
+    assert kernel_distance(x[:1], y) is None

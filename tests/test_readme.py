@@ -22,7 +22,8 @@ from checkpoint import load_generator
 from config import Config
 
 README = (ROOT / "README.md").read_text()
-SET_UP = ["python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt"]
+SET_UP = ["python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt",
+          "pip install -r requirements-extra.txt"]  # fmt: skip
 COMMANDS = [
     command.strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -63,7 +64,14 @@ def run(arguments: list[str], cwd: Path) -> str:
 
 
 def test_every_command_is_known_to_these_tests() -> None:
-    programs = ("train.py", "import_weights.py", "download_files.py", "dataset.py my_faces", "translate.py")
+    programs = (
+        "train.py",
+        "import_weights.py",
+        "download_files.py",
+        "dataset.py my_faces",
+        "translate.py",
+        "evaluate.py",
+    )
     kinds = (*(f"python {program}" for program in programs), "python -m pytest", "tensorboard --logdir runs", *SET_UP)
     assert [command for command in COMMANDS if not command.startswith(kinds)] == []
     assert {kind for kind in kinds if any(command.startswith(kind) for command in COMMANDS)} == set(kinds)
@@ -108,6 +116,13 @@ def test_the_data_check_command_shows_a_table(clone: Path) -> None:
 def test_the_test_command_finds_the_tests(clone: Path) -> None:
     command = next(command for command in COMMANDS if command.startswith("python -m pytest"))
     assert " tests collected" in run([*command.split()[1:], "--collect-only", "-q"], cwd=clone)
+
+
+def test_a_run_is_evaluated(clone: Path) -> None:
+    run(["train.py", "--data-dir", "my_faces", "--run-name", "my_faces", *SHORT], cwd=clone)
+    (command,) = [command.split() for command in COMMANDS if command.startswith("python evaluate.py")]
+    assert "### european to asian" in run([*command[1:], "--inception-weights", "nowhere.pth"], cwd=clone)
+    assert (clone / "evaluation" / "evaluation.json").exists()
 
 
 def test_photographs_are_translated_from_the_command_line_and_in_python(clone: Path) -> None:

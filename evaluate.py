@@ -1,0 +1,269 @@
+"""How good a checkpoint is: is it the same person, does it look like the other domain, how far is it from the truth?
+
+python evaluate.py --weights RUN_OR_FILE --data-dir FOLDER [--direction both]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from checkpoint import Direction, Trained, load_trained
+from config import Config
+from dataset import find_images, load_views
+from judges import (
+    DomainJudge,
+    Features,
+    IdentityJudge,
+    frechet_distance,
+    inception_features,
+    likeness,
+    looks_like_b,
+    train_domain_judge,
+)
+from metrics import Estimate, absolute_errors, bootstrap, kernel_distance, ssim, translate_in_batches
+from utils import UserError, atomic_write, image_grid, pick_device, printable, tensor_to_image
+
+INCEPTION = "Inception"
+SHEET_ROWS = 3  # of the best, of the median and of the worst translations
+COLUMNS = {  # by key: title, and whether more is better
+    "kid": ("kernel distance of {features}", False),  # KID, if these are Inception's
+    "fid": ("Frechet distance of {features}", False),  # FID, if these are Inception's
+    "feature_distance": ("distance in the domain judge's features", False),
+    "domain": ("looks like the target", True),
+    "identity": ("identity", True),
+    "strangers": ("identity of strangers", False),
+    "face_found": ("face found", True),
+    "cycle_l1": ("cycle L1", False),
+    "cycle_ssim": ("cycle SSIM", True),
+    "truth_l1": ("L1 to the truth", False),
+    "truth_ssim": ("SSIM to the truth", True),
+}
+Row = dict[str, Estimate]  # by column; a column without a number is left out
+OTHER: dict[Direction, Direction] = {"ab": "ba", "ba": "ab"}
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The images of one domain as the generators see them, (N, 3, H, W) in [-1, 1]."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+
+    @property
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """All images in two halves: translations are compared with the first, and so is the second, which is real."""
+        images = torch.cat([self.train, self.test])
+        return images[::2], images[1::2]
+
+
+@dataclass
+class Judges:
+    """Who judges; None where a judge cannot be had, for the reason in `missing`."""
+
+    domain: DomainJudge
+    domain_accuracy: float
+    identity: IdentityJudge | None = None
+    features: Features | None = None
+    features_name: str = INCEPTION
+    missing: tuple[str, ...] = ()
+
+
+def load_domain(config: Config, index: int, device: torch.device) -> Domain:
+    """The images of domain a (0) or b (1); UserError where its training or test folder has none."""
+    views = {}
+    for split in ("train", "test"):
+        folder = find_images(config, split)[index]
+        if not folder.files:
+            raise UserError(f"no usable images in {printable(folder.path)}; --data-dir names the data set")
+        views[split] = load_views(folder.files, config.image_size).to(device)
+    return Domain((config.domain_a, config.domain_b)[index], views["train"], views["test"])
+
+
+def find_judges(a: Domain, b: Domain, inception_weights: str | None) -> Judges:
+    """Train the judge of the domain, and load those of identity and distribution if they can be had."""
+    judges = Judges(*train_domain_judge(a.train, b.train))
+    try:
+        judges.identity = IdentityJudge()
+    except UserError as error:
+        judges.missing += (str(error),)
+    try:
+        judges.features = inception_features(inception_weights, a.train.device)
+    except UserError as error:
+        judges.missing += (str(error),)
+    return judges
+
+
+def evaluate(
+    generators: dict[Direction, nn.Module],
+    direction: Direction,
+    source: Domain,
+    target: Domain,
+    judges: Judges,
+    paired: bool,
+) -> tuple[dict[str, Row], Tensor]:
+    """Judge one direction.
+
+    Args:
+        generators: of both directions.
+        direction: the one to judge, from domain `source` to `target`.
+        judges: who judges.
+        paired: whether the test images of both domains are true translations of each other, in order.
+
+    Returns:
+        Rows by name: "this model"; "no change", the inputs as if they were translations; and "real against real", one
+        half of the target domain against the other. Only beside these two do the model's numbers mean anything. And
+        the picture sheet, (3, H', W') in [-1, 1]: input, translation, back again.
+    """
+    inputs, (reference, others) = source.test, target.halves
+    outputs = translate_in_batches(generators[direction], inputs)
+    returned = translate_in_batches(generators[OTHER[direction]], outputs)
+    toward_b = direction == "ab"
+    truth = target.test if paired else None
+    identity_before = judges.identity(inputs) if judges.identity else None
+    rows = {
+        "this model": judge(outputs, toward_b, reference, judges, identity_before, truth)
+        | estimates(cycle_l1=absolute_errors(returned, inputs), cycle_ssim=ssim(returned, inputs)),
+        "no change": judge(inputs, toward_b, reference, judges, identity_before, truth),
+        "real against real": judge(others, toward_b, reference, judges, None, None),
+    }
+    order = np.arange(len(inputs))
+    if judges.identity and identity_before is not None:
+        order = np.argsort(-likeness(identity_before, judges.identity(outputs)))  # NaN, no face found, comes last
+    middle = max(0, len(order) // 2 - SHEET_ROWS // 2)
+    chosen = [*order[:SHEET_ROWS], *order[middle : middle + SHEET_ROWS], *order[-SHEET_ROWS:]]
+    return rows, image_grid([inputs[chosen], outputs[chosen], returned[chosen]])
+
+
+def judge(
+    images: Tensor,
+    toward_b: bool,
+    reference: Tensor,
+    judges: Judges,
+    identity_before: np.ndarray | None,
+    truth: Tensor | None,
+) -> Row:
+    """What the judges say of images (N, 3, H, W) in [-1, 1] that want to be of the target domain.
+
+    Args:
+        images: translations, or what stands for them.
+        toward_b: whether the target domain is b.
+        reference: real images of the target domain.
+        identity_before: embeddings of the inputs, in the images' order; None where there are none.
+        truth: what the images should be; None where nobody knows.
+    """
+    b = looks_like_b(judges.domain, images)
+    columns = estimates(domain=b if toward_b else 1 - b)
+    distances = {"feature_distance": kernel_distance(judges.domain.embed(images), judges.domain.embed(reference))}
+    if judges.features:
+        features, real = judges.features(images), judges.features(reference)
+        distances["kid"] = kernel_distance(features, real)
+        if judges.features_name == INCEPTION:
+            fid = frechet_distance(features, real)
+            distances["fid"] = Estimate(fid, fid, fid, len(images))
+    if judges.identity:
+        after = judges.identity(images)
+        columns |= estimates(face_found=1.0 - np.isnan(after[:, 0]))
+        if identity_before is not None:
+            strangers = np.roll(identity_before, 1, axis=0)  # everybody with the next one
+            columns |= estimates(identity=likeness(identity_before, after), strangers=likeness(strangers, after))
+    if truth is not None:
+        columns |= estimates(truth_l1=absolute_errors(images, truth), truth_ssim=ssim(images, truth))
+    return columns | {name: distance for name, distance in distances.items() if distance}
+
+
+def estimates(**values: np.ndarray) -> Row:
+    """Means with their intervals; columns without any number are left out."""
+    return {name: estimate for name, numbers in values.items() if (estimate := bootstrap(numbers))}
+
+
+def as_markdown(title: str, rows: dict[str, Row], features_name: str = INCEPTION) -> str:
+    """A table with a line for each column of `rows`; `features_name` says whose features kid and fid are of."""
+    lines = [f"### {title}", "", f"| | {' | '.join(rows)} |", "|---|" + "---|" * len(rows)]
+    for key, (name, more_is_better) in COLUMNS.items():
+        cells = [str(row[key]) if key in row else "" for row in rows.values()]
+        if any(cells):
+            name = {"kid": "KID", "fid": "FID"}.get(key, name) if features_name == INCEPTION else name
+            name = name.format(features=features_name)
+            lines.append(f"| {name} ({'more' if more_is_better else 'less'} is better) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# --- The command line
+
+
+def load_both(weights: Path, device: torch.device) -> dict[Direction, Trained]:
+    """The generators of both directions, on the device."""
+    both: dict[Direction, Trained] = {direction: load_trained(weights, direction) for direction in OTHER}
+    for trained in both.values():
+        trained.generator.to(device)
+    return both
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; a mistake ends the program with status 2 and says why."""
+    parser = argparse.ArgumentParser(description="Measure how good a checkpoint is, on held-out images.")
+    add = parser.add_argument
+    add("--weights", type=Path, required=True, help="a run's folder, a checkpoint, or a .safetensors file")
+    add("--data-dir", help="the data set, with train and test images (default: the one it was trained on)")
+    add("--direction", choices=("ab", "ba", "both"), default="both", help="(%(default)s)")
+    add("--out", type=Path, default=Path("evaluation"), help="the folder to write to (%(default)s)")
+    add("--inception-weights", metavar="PATH", help="of KID and FID; otherwise they are fetched on first use")
+    add("--paired", action="store_true", help="test images of equal position are true translations of each other")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> str:
+    """Evaluate as the command line asks, write the files, and return the tables."""
+    device = pick_device(args.device)
+    both = load_both(args.weights, device)
+    config = both["ab"].config
+    config = replace(config, data_dir=args.data_dir or config.data_dir)
+    a, b = (load_domain(config, index, device) for index in (0, 1))
+    paired = args.paired or config.paired_test
+    if paired and len(a.test) != len(b.test):
+        raise UserError(f"pairs want as many test images of both domains, found {len(a.test)} and {len(b.test)}")
+    judges = find_judges(a, b, args.inception_weights)
+    generators: dict[Direction, nn.Module] = {direction: trained.generator for direction, trained in both.items()}
+    tables, report = [], {"weights": str(args.weights), "data_dir": config.data_dir,
+                          "domain_judge_accuracy": judges.domain_accuracy, "missing": judges.missing}  # fmt: skip
+    sides: dict[Direction, tuple[Domain, Domain]] = {"ab": (a, b), "ba": (b, a)}
+    for direction, (source, target) in sides.items():
+        if args.direction in (direction, "both"):
+            rows, picture = evaluate(generators, direction, source, target, judges, paired)
+            tables.append(as_markdown(f"{source.name} to {target.name}", rows))
+            report[direction] = {name: {key: asdict(value) for key, value in row.items()} for name, row in rows.items()}
+            with atomic_write(args.out / f"sheet_{direction}.png") as temporary:
+                tensor_to_image(picture).save(temporary, "PNG")
+    notes = f"The judge of the domain knows {100 * judges.domain_accuracy:.0f} % of held-out real images."
+    text = "\n\n".join([*tables, notes, *(f"Left out: {reason}" for reason in judges.missing)])
+    with atomic_write(args.out / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    with atomic_write(args.out / "evaluation.md") as temporary:
+        temporary.write_text(text + "\n")
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate; what the user can put right is told in a few lines."""
+    args = parse_args(argv)
+    try:
+        print(f"{run(args)}\n\nwritten to {printable(args.out)}")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
