@@ -1,4 +1,4 @@
-"""What a run shows of itself: TensorBoard, metrics.csv, sample grids, and lines or a bar on the terminal."""
+"""What a run shows of itself: TensorBoard, metrics.csv, sample grids, warnings, and lines or a bar on the terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import Config, to_dict
-from utils import atomic_write, tensor_to_image
+from health import WINDOW, Sign, signs_in_images, signs_in_losses
+from utils import atomic_write, image_grid, tensor_to_image
 
 
 class RunLog:
@@ -30,6 +32,9 @@ class RunLog:
     def __init__(self, run_dir: Path, step: int, num_steps: int, steps_per_epoch: int, config: Config) -> None:
         self.run_dir, self.steps_per_epoch = run_dir, steps_per_epoch
         self.num_steps, self.batch_size = num_steps, config.batch_size
+        self.names = {"ab": f"{config.domain_a} to {config.domain_b}", "ba": f"{config.domain_b} to {config.domain_a}"}
+        self.newest_rows: list[dict[str, float]] = []
+        self.warned: set[str] = set()
         self.sums: dict[str, Tensor] = {}
         self.num_summed = 0
         self.since = time.perf_counter()
@@ -64,14 +69,36 @@ class RunLog:
         self.tensorboard.flush()
         self._append_metrics({"step": step, **row})
         self._show(step, row)
+        self.newest_rows = [*self.newest_rows[1 - WINDOW :], row]
+        self._warn(step, signs_in_losses(self.newest_rows))
 
-    def sample(self, step: int, grid: Tensor) -> Path:
-        """Save a picture (3, H, W) in [-1, 1] as samples/step_NNNNNNNN.png and to TensorBoard; returns its path."""
+    def sample(self, step: int, views: Sequence[Tensor]) -> Path:
+        """Save sample translations as samples/step_NNNNNNNN.png and to TensorBoard; warn of what is wrong with them.
+
+        Args:
+            step: finished steps.
+            views: real_a, fake_b, rec_a, real_b, fake_a, rec_b: the grid's columns, each (N, 3, H, W) in [-1, 1].
+
+        Returns:
+            The picture's path.
+        """
+        for direction, images in (("ab", views[:3]), ("ba", views[3:])):
+            real, fake, rec = (image.float() for image in images)
+            self._warn(step, signs_in_images(self.names[direction], real, fake, rec, step / self.num_steps))
+        grid = image_grid(views)
         path = self.run_dir / "samples" / f"step_{step:08d}.png"
         with atomic_write(path) as file:
             tensor_to_image(grid).save(file, "PNG")
         self.tensorboard.add_image("samples", (grid + 1) / 2, step)
         return path
+
+    def _warn(self, step: int, signs: Iterable[Sign]) -> None:
+        """Tell of each sign once in a run, on the terminal and in TensorBoard."""
+        for sign in signs:
+            if sign.name not in self.warned:
+                self.warned.add(sign.name)
+                self.say(f"{sign} (step {step})")
+                self.tensorboard.add_text("health", str(sign), step)
 
     def say(self, text: str) -> None:
         """Print a line, above the bar where there is one."""

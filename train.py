@@ -52,7 +52,6 @@ from utils import (
     UserError,
     atomic_write,
     has_fast_bf16,
-    image_grid,
     pick_device,
     printable,
     seed_everything,
@@ -241,11 +240,11 @@ def identity_share_at(step: int, steps_per_epoch: int, config: Config) -> float:
     return max(0.0, 1 - step / decay_steps) if decay_steps else 1.0
 
 
-def sample_grid(model: Model, view_a: Tensor, view_b: Tensor) -> Tensor:
-    """The averaged generators on fixed images: rows of real_a, fake_b, rec_a, real_b, fake_a, rec_b; (3, H', W')."""
+def sample_views(model: Model, view_a: Tensor, view_b: Tensor) -> list[Tensor]:
+    """The averaged generators on fixed images: real_a, fake_b, rec_a, real_b, fake_a, rec_b, each (N, 3, H, W)."""
     fake_b, fake_a = translate_in_batches(model.ema_gen_ab, view_a), translate_in_batches(model.ema_gen_ba, view_b)
     rec_a, rec_b = translate_in_batches(model.ema_gen_ba, fake_b), translate_in_batches(model.ema_gen_ab, fake_a)
-    return image_grid([view_a, fake_b, rec_a, view_b, fake_a, rec_b])
+    return [view_a, fake_b, rec_a, view_b, fake_a, rec_b]
 
 
 def find_data(config: Config) -> tuple[Folders, Folders]:
@@ -324,7 +323,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
     with stop_requests() as stop, log, running(loader) as pairs:
         # Show what the generators do before the first step.
         if step == 0 and not stop:
-            log.sample(step, sample_grid(model, view_a, view_b))
+            log.sample(step, sample_views(model, view_a, view_b))
 
         # Draw a batch of each domain.
         for real_a, real_b in pairs:
@@ -352,7 +351,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
             if step % config.log_every_steps == 0 or step == num_steps:
                 log.write(step, learning_rate)
             if step % config.sample_every_steps == 0 or step == num_steps:
-                picture = log.sample(step, sample_grid(model, view_a, view_b))
+                picture = log.sample(step, sample_views(model, view_a, view_b))
             ends_kept_epoch = keep_every_steps and step % keep_every_steps == 0
             if step % config.checkpoint_every_steps == 0 or ends_kept_epoch or step == num_steps:
                 save(model, run_dir, step, step // steps_per_epoch, keep_every_steps, facts)

@@ -16,6 +16,7 @@ FLOORS = {
         "faces",
         "foreign_file",
         "generator_model",
+        "health",
         "losses",
         "utils",
         "weights_file",

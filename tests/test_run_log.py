@@ -59,12 +59,11 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_a_file_and_an_image_in_tensorboard(tmp_path: Path) -> None:
-    grid = torch.zeros(3, 10, 20)
     with RunLog(tmp_path, 0, 10, 10, Config()) as log:
-        path = log.sample(7, grid)
+        path = log.sample(7, [torch.zeros(2, 3, 32, 32)] * 6)
     assert path == tmp_path / "samples" / "step_00000007.png"
     with Image.open(path) as image:
-        assert image.size == (20, 10)
+        assert image.size == (6 * 34 + 2, 2 * 34 + 2)  # two rows of six, with borders of 2 px
     assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == ["samples"]
 
 

@@ -457,6 +457,7 @@ def test_a_short_demo_run_moves_held_out_faces_towards_the_truth(
         )  # fmt: skip
         assert train.main(config) == 0
         shown = capsys.readouterr().out
+        assert "warning: " not in shown
         for direction in shares:
             line = next(line for line in shown.splitlines() if line.strip().startswith(direction))
             shares[direction].append(float(line.split(", ")[1].split()[0]))
