@@ -4,7 +4,8 @@ A checkpoint is a plain dict of state dicts and JSON values that `torch.load(wei
 `gen_ab`, `gen_ba`, `ema_gen_ab`, `ema_gen_ba`, `disc_a`, `disc_b`, `opt_gen`, `opt_disc`, `pool_a`, `pool_b`, `random`
 (the state of all global random generators), `step` (finished steps; the position in the epoch and the learning rate
 follow from it), `epoch`, `data` (fingerprints of the training images), `config` and, in newer ones, `template` (where
-the landmarks of faces are in the training images, see faces.py; None for images of other things).
+the landmarks of faces are in the training images, see faces.py; None for images of other things) and `best_score` (of
+the evaluations so far; None without any).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from weights_file import read_generators, write_generators
 
 Direction = Literal["ab", "ba"]
 MAY_DIFFER = {"preset", "runs_dir", "run_name", "num_workers", "log_every_steps", "sample_every_steps", "num_samples",
-              "checkpoint_every_steps", "keep_checkpoints", "keep_every_epochs", "max_steps"}  # fmt: skip
+              "checkpoint_every_steps", "keep_checkpoints", "keep_every_epochs", "evaluate_every_epochs",
+              "max_steps"}  # fmt: skip
 ENTRIES = {"gen_ab", "gen_ba", "ema_gen_ab", "ema_gen_ba", "disc_a", "disc_b", "opt_gen", "opt_disc", "pool_a",
            "pool_b", "random", "step", "epoch", "data", "config"}  # fmt: skip
 MAY_GROW = {"num_epochs", "num_decay_epochs"}
@@ -71,6 +73,15 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     path = folder / f"step_{state['step']:08d}.pt"
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         torch.save(state, file)
+    return path
+
+
+def save_best(run_dir: Path, state: dict[str, Any]) -> Path:
+    """Write `state` to run_dir/best/step_NNNNNNNN.pt, and then delete the one that was there."""
+    path = save_checkpoint(run_dir / "best", state)
+    for older in list_checkpoints(path.parent):
+        if older != path:
+            older.unlink()
     return path
 
 

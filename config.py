@@ -121,6 +121,7 @@ class Config:
     num_samples: Positive = 6  # test images of each domain in a sample grid
     checkpoint_every_steps: Positive = 1000  # steps between two checkpoints
     keep_checkpoints: TwoOrMore = 3  # newest checkpoints to keep
+    evaluate_every_epochs: Count = 0  # measure held-out images each N-th epoch, and keep the best checkpoint; 0: never
     keep_every_epochs: Count = 0  # keep for good the checkpoint that ends each N-th epoch; 0: none
 
     def __post_init__(self) -> None:

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from checkpoint import Direction, Trained, load_trained
+from checkpoint import Direction, Trained, checkpoint_step, list_checkpoints, load_trained
 from config import Config
 from dataset import find_images, load_views
 from judges import (
     DomainJudge,
+    Examiner,
     Features,
     IdentityJudge,
     frechet_distance,
@@ -33,6 +36,7 @@ from metrics import Estimate, absolute_errors, bootstrap, kernel_distance, ssim,
 from utils import UserError, atomic_write, image_grid, pick_device, printable, tensor_to_image
 
 INCEPTION = "Inception"
+CURVE = (640, 140)  # px, width and height of a diagram
 SHEET_ROWS = 3  # of the best, of the median and of the worst translations
 COLUMNS = {  # by key: title, and whether more is better
     "kid": ("kernel distance of {features}", False),  # KID, if these are Inception's
@@ -209,6 +213,50 @@ def load_both(weights: Path, device: torch.device) -> dict[Direction, Trained]:
     return both
 
 
+def rank_checkpoints(run_dir: Path, data_dir: str | None, device: torch.device, out: Path) -> str:
+    """Examine every checkpoint of a run, write checkpoints.json and curves.png, and return the table, the best first."""
+    paths = list_checkpoints(run_dir / "checkpoints")
+    if not paths:
+        raise UserError(f"there are no checkpoints in {printable(run_dir / 'checkpoints')}")
+    config = load_trained(paths[-1], "ab").config
+    config = replace(config, data_dir=data_dir or config.data_dir)
+    a, b = (load_domain(config, index, device) for index in (0, 1))
+    examiner = Examiner(a.train, b.train, a.test, b.test, config.paired_test)
+    found = {}
+    for path in tqdm(paths, unit=" checkpoints", leave=False, disable=None):
+        both = load_both(path, device)
+        found[checkpoint_step(path)] = examiner.examine(both["ab"].generator, both["ba"].generator)
+    with atomic_write(out / "checkpoints.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n")
+    with atomic_write(out / "curves.png") as temporary:
+        draw_curves(found).save(temporary, "PNG")
+    columns = list(next(iter(found.values())))
+    lines = [f"| step | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for step in sorted(found, key=lambda step: -found[step]["score"]):
+        lines.append(f"| {step} | {' | '.join(f'{value:.3f}' for value in found[step].values())} |")
+    return "\n".join(lines)
+
+
+def draw_curves(found: dict[int, dict[str, float]]) -> Image.Image:
+    """A small diagram for each number over the steps, each on its own scale."""
+    names, steps = list(next(iter(found.values()))), sorted(found)
+    picture = Image.new("RGB", (CURVE[0], CURVE[1] * len(names)), "white")
+    draw = ImageDraw.Draw(picture)
+    for index, name in enumerate(names):
+        values = [found[step][name] for step in steps]
+        low, high, top = min(values), max(values), index * CURVE[1] + 24
+        draw.text((8, top - 20), f"{name}: {low:.4f} to {high:.4f}, steps {steps[0]} to {steps[-1]}", fill="black")
+        width, height = CURVE[0] - 16, CURVE[1] - 32
+        points = [(8 + width * (step - steps[0]) / max(steps[-1] - steps[0], 1),
+                   top + height * (1 - (value - low) / ((high - low) or 1)))
+                  for step, value in zip(steps, values, strict=True)]  # fmt: skip
+        draw.rectangle((8, top, 8 + width, top + height), outline="lightgrey")
+        draw.line(points, fill="navy", width=2)
+        for x, y in points:
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill="navy")
+    return picture
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; a mistake ends the program with status 2 and says why."""
     parser = argparse.ArgumentParser(description="Measure how good a checkpoint is, on held-out images.")
@@ -218,6 +266,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--direction", choices=("ab", "ba", "both"), default="both", help="(%(default)s)")
     add("--out", type=Path, default=Path("evaluation"), help="the folder to write to (%(default)s)")
     add("--inception-weights", metavar="PATH", help="of KID and FID; otherwise they are fetched on first use")
+    add("--all-checkpoints", action="store_true", help="rank all checkpoints of a run instead, by quick measures")
     add("--paired", action="store_true", help="test images of equal position are true translations of each other")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     return parser.parse_args(argv)
@@ -258,7 +307,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; what the user can put right is told in a few lines."""
     args = parse_args(argv)
     try:
-        print(f"{run(args)}\n\nwritten to {printable(args.out)}")
+        if args.all_checkpoints:
+            text = rank_checkpoints(args.weights, args.data_dir, pick_device(args.device), args.out)
+        else:
+            text = run(args)
+        print(f"{text}\n\nwritten to {printable(args.out)}")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -92,6 +92,12 @@ class RunLog:
         self.tensorboard.add_image("samples", (grid + 1) / 2, step)
         return path
 
+    def evaluation(self, step: int, values: dict[str, float]) -> None:
+        """Show what was measured on held-out images, in TensorBoard and as a line."""
+        for name, value in values.items():
+            self.tensorboard.add_scalar(f"evaluation/{name}", value, step)
+        self.say(f"evaluation after step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
+
     def _warn(self, step: int, signs: Iterable[Sign]) -> None:
         """Tell of each sign once in a run, on the terminal and in TensorBoard."""
         for sign in signs:

@@ -43,8 +43,8 @@ from dataset import (
 )
 from diff_augment import diff_augment
 from discriminator_model import Discriminator
-from faces import Template
 from generator_model import Generator
+from judges import Examiner
 from losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss
 from metrics import paired_report, translate_in_batches
 from run_log import RunLog
@@ -58,6 +58,7 @@ from utils import (
     stop_requests,
 )
 
+EXAMINED = 300  # images of each domain, at most, for evaluations during training
 BETA2 = 0.999  # of Adam, as in the paper's code
 EMA_WARM_UP = 3  # steps / (steps + this) bounds the decay of the generators' average
 
@@ -258,8 +259,8 @@ def find_data(config: Config) -> tuple[Folders, Folders]:
     return training, test if names_a and names_b else training
 
 
-def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> tuple[int, Template | None]:
-    """Load the newest whole checkpoint, if there is one; returns the number of finished steps, and the template."""
+def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> dict[str, Any]:
+    """Load the newest whole checkpoint, if there is one, into the model; returns `step` and what else it holds."""
     checkpoint.remove_leftovers(folder)
     saved, broken = checkpoint.newest_checkpoint(folder)
     for error in broken:
@@ -267,22 +268,47 @@ def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> 
     if saved is None:
         if broken:
             raise UserError(f"no whole checkpoint is left in {printable(folder)}; start afresh with another --run-name")
-        return 0, None
+        return {"step": 0}
     try:
         checkpoint.check_resumable(saved, config, data)
         model.load_state_dict(saved)
         checkpoint.restore_random_state(saved["random"])
-        return int(saved["step"]), saved.get("template")
+        return {**saved, "step": int(saved["step"])}
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"the newest checkpoint in {printable(folder)} is not of this program: {error!r}") from error
 
 
+def build_examiner(images: Folders, shown: Folders, config: Config, device: torch.device) -> Examiner | None:
+    """Who evaluates the generators during training, with a few hundred images; None where nobody is asked to."""
+    if not config.evaluate_every_epochs:
+        return None
+    train_a, train_b, test_a, test_b = (
+        load_views(folder.files[:EXAMINED], config.image_size).to(device) for folder in (*images, *shown)
+    )
+    return Examiner(train_a, train_b, test_a, test_b, config.paired_test)
+
+
+def state_of(model: Model, step: int, epoch: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's content; `facts` are what the run knows beside the model."""
+    return {"step": step, "epoch": epoch, "random": checkpoint.random_state()} | facts | model.state_dict()
+
+
 def save(model: Model, run_dir: Path, step: int, epoch: int, keep_every_steps: int, facts: dict[str, Any]) -> None:
-    """Write a checkpoint, with `facts` that stay the same all through the run, and delete those not to be kept."""
-    state = {"step": step, "epoch": epoch, "random": checkpoint.random_state()}
+    """Write a checkpoint and delete those that need not be kept."""
     folder = run_dir / "checkpoints"
-    checkpoint.save_checkpoint(folder, state | facts | model.state_dict())
+    checkpoint.save_checkpoint(folder, state_of(model, step, epoch, facts))
     checkpoint.prune_checkpoints(folder, step, facts["config"]["keep_checkpoints"], keep_every_steps)
+
+
+def evaluate(
+    examiner: Examiner, model: Model, run_dir: Path, step: int, epoch: int, facts: dict[str, Any]
+) -> dict[str, float]:
+    """Measure the averaged generators; the best ones so far are kept in run_dir/best. Returns the numbers by name."""
+    values = examiner.examine(model.ema_gen_ab, model.ema_gen_ba)
+    if facts["best_score"] is None or values["score"] > facts["best_score"]:
+        facts["best_score"] = values["score"]
+        checkpoint.save_best(run_dir, state_of(model, step, epoch, facts))
+    return values
 
 
 def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int:
@@ -301,9 +327,11 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
     # Build the networks; where the run was interrupted, go on from there.
     seed_everything(config.seed)
     model = build_model(config, device)
-    step, template = resume(model, run_dir / "checkpoints", config, data)
-    template = template if step else measure_faces(images[0].files, images[1].files)
-    facts = {"config": to_dict(config), "data": data, "template": template}
+    saved = resume(model, run_dir / "checkpoints", config, data)
+    step, best_score = saved["step"], saved.get("best_score")
+    template = saved.get("template") if step else measure_faces(images[0].files, images[1].files)
+    facts = {"config": to_dict(config), "data": data, "template": template, "best_score": best_score}
+    del saved  # the networks' weights, a second time
     steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size)
     keep_every_steps = config.keep_every_epochs * steps_per_epoch
     num_steps = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch
@@ -319,6 +347,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
     counts = f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images"
     print(f"{counts}; {printable(run_dir)}: step {step} of {num_steps}, on {device}{' in bf16' if amp else ''}")
 
+    examiner = build_examiner(images, shown, config, device)
     log = RunLog(run_dir, step, num_steps, steps_per_epoch, config)
     with stop_requests() as stop, log, running(loader) as pairs:
         # Show what the generators do before the first step.
@@ -346,6 +375,10 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
                 raise NonFiniteError(f"stopped in step {step + 1}: {error}\n{hint}") from None
             update_averages(model, step, config.ema_decay)
             step += 1
+
+            # Evaluate on held-out images, and keep the best weights so far.
+            if examiner and step % (config.evaluate_every_epochs * steps_per_epoch) == 0:
+                log.evaluation(step, evaluate(examiner, model, run_dir, step, step // steps_per_epoch, facts))
 
             # Report losses, show samples and save everything, each in its own rhythm.
             if step % config.log_every_steps == 0 or step == num_steps:

@@ -18,10 +18,11 @@ FLOORS = {
         "generator_model",
         "health",
         "losses",
+        "metrics",
         "utils",
         "weights_file",
     },
-    1: {"dataset", "metrics", "checkpoint", "import_weights", "run_log", "fetch", "archives", "video", "judges"},
+    1: {"dataset", "checkpoint", "import_weights", "run_log", "fetch", "archives", "video", "judges"},
     2: {"train", "translate", "data_check"},
     3: {"download_files", "evaluate"},
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL, make_folders, run_train
+from PIL import Image
 from torch import Tensor, nn
 
 import evaluate
@@ -103,3 +105,16 @@ def test_the_command_writes_a_table_a_json_file_and_pictures(
 def test_what_is_missing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--weights", str(tmp_path / "nothing")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_all_checkpoints_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folders(tmp_path / "data", 12, 10)
+    run = [*SMALL, "--data-dir", str(tmp_path / "data"), "--max-steps", "6", "--num-workers", "0"]
+    assert run_train(*run, "--checkpoint-every-steps", "2", cwd=tmp_path).returncode == 0
+    out = tmp_path / "out"
+    assert main(["--weights", str(tmp_path / "runs" / "default"), "--out", str(out), "--all-checkpoints"]) == 0
+    found = json.loads((out / "checkpoints.json").read_text())
+    assert set(found) == {"2", "4", "6"}
+    scores = [found[step]["score"] for step in re.findall(r"^\| (\d+) ", capsys.readouterr().out, re.MULTILINE)]
+    assert scores == sorted(scores, reverse=True)
+    assert Image.open(out / "curves.png").width == evaluate.CURVE[0]

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from dataclasses import replace
@@ -401,6 +402,34 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_in_float32(
     assert seen == {inside}
     assert {value.dtype for value in reported.values()} == {torch.float32}
     assert {p.dtype for p in (*model.gen_ab.parameters(), *model.disc_a.parameters())} == {torch.float32}
+
+
+def test_the_best_checkpoint_of_an_evaluated_run_is_kept(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny(num_epochs=4, num_decay_epochs=0, evaluate_every_epochs=1)
+    assert train.main(config) == 0
+    shown = re.findall(r"evaluation after step (\d+): .* score ([0-9.]+)", capsys.readouterr().out)
+    assert [int(step) for step, _ in shown] == [6, 12, 18, 24]
+    best = max(shown, key=lambda pair: float(pair[1]))
+    (path,) = (Path(config.runs_dir, config.run_name) / "best").iterdir()
+    assert float(dict(shown)[str(checkpoint.checkpoint_step(path))]) == float(best[1])
+    checkpoint.load_generator(path, "ab")
+
+
+def test_evaluations_do_not_change_what_is_learned_and_survive_a_resume(tiny: Tiny) -> None:
+    knobs: dict[str, Any] = {"num_epochs": 3, "num_decay_epochs": 0}
+    assert train.main(tiny(run_name="plain", **knobs)) == 0
+    assert train.main(tiny(run_name="examined", evaluate_every_epochs=1, max_steps=7, **knobs)) == 0
+    assert train.main(tiny(run_name="examined", evaluate_every_epochs=1, **knobs)) == 0
+    plain, examined = final_state(tiny(run_name="plain")), final_state(tiny(run_name="examined"))
+    assert plain.pop("best_score") is None
+    assert examined.pop("best_score") > 0
+    assert_identical(plain, examined)
+
+
+def test_the_identity_loss_stays_or_falls_to_zero(tiny: Tiny) -> None:
+    assert [train.identity_share_at(step, 10, tiny()) for step in (0, 500)] == [1, 1]
+    falling = tiny(identity_epochs=2)
+    assert [train.identity_share_at(step, 10, falling) for step in (0, 5, 20, 30)] == [1, 0.75, 0, 0]
 
 
 # --- Long checks
