@@ -214,7 +214,7 @@ def load_both(weights: Path, device: torch.device) -> dict[Direction, Trained]:
 
 
 def rank_checkpoints(run_dir: Path, data_dir: str | None, device: torch.device, out: Path) -> str:
-    """Examine every checkpoint of a run, write checkpoints.json and curves.png, and return the table, the best first."""
+    """Examine all checkpoints of a run, write checkpoints.json and curves.png, and return the table, best first."""
     paths = list_checkpoints(run_dir / "checkpoints")
     if not paths:
         raise UserError(f"there are no checkpoints in {printable(run_dir / 'checkpoints')}")

@@ -154,8 +154,8 @@ class Examiner:
     def examine(self, gen_ab: nn.Module, gen_ba: nn.Module) -> dict[str, float]:
         """Numbers by name, such as "domain_ab": the share of translations that the judge takes for domain b.
 
-        "score" ranks the checkpoints of a run: on true pairs, how near the translations are to the truth; else the share
-        that looks like the target domain, times the structural similarity after the way there and back.
+        "score" ranks the checkpoints of a run: on true pairs, how near the translations are to the truth; else the
+        share that looks like the target domain, times the structural similarity after the way there and back.
         """
         values: dict[str, float] = {}
         for there, back, gen, undo in (("a", "b", gen_ab, gen_ba), ("b", "a", gen_ba, gen_ab)):

@@ -132,8 +132,7 @@ def kernel_distance(features: np.ndarray, reference: np.ndarray) -> Estimate | N
         return float(pairs / num_pairs + constant - 2 * (weights @ cross.sum(axis=1)) / (n * m))
 
     random = np.random.default_rng(0)
-    draws = [
-        distance(random.multinomial(n, np.full(n, 1 / n)).astype(np.float64)) for _ in range(BOOTSTRAP_ROUNDS // 5)
-    ]
+    weights = random.multinomial(n, [1 / n] * n, BOOTSTRAP_ROUNDS // 5).astype(np.float64)
+    draws = [distance(drawn) for drawn in weights if drawn.max() < n]  # of n equal features nothing can be said
     low, high = np.quantile(draws, (0.025, 0.975))
     return Estimate(distance(np.ones(n)), float(low), float(high), n)

@@ -31,7 +31,7 @@ COMMANDS = [
     for command in line.split("&&")
 ]
 DOWNLOAD_FLAGS = ("list", "dataset", "weights", "test-images", "url")
-TRANSLATE_FLAGS = ("direction", "crops", "side-by-side", "out", "no-metadata", "like")
+TRANSLATE_FLAGS = ("direction", "crops", "side-by-side", "out", "no-metadata", "like", "all-checkpoints")
 SHORT = [*SMALL, "--max-steps", "2", "--num-workers", "0"]
 
 
