@@ -21,6 +21,7 @@ MIN_UPRIGHT_SCORE = 0.7  # in the second, upright looks, to be a face
 MAX_OVERLAP = 0.3  # of two boxes, area of the intersection over that of the union
 DETECTION_SIDE = 640  # px; the long side of what faces are looked for in
 MIN_DETECTION_SIDE = 16  # px; no face can be found in less
+MIN_INPUT_SIDE = 64  # px; with less OpenCV's YuNet reads memory that nobody wrote to: faces of 1e30 px
 EYES_IN_BOX = 0.45  # distance of the eyes over the mean side of the detector's box, roughly
 LOOK_SIDE, LOOK_EYES = 160, 44  # px; the second look at a face: side, and distance of the eyes in it
 CLOSE_UP = 1.5  # resolution of the close-up that looks are taken from, in that of a look
@@ -119,9 +120,11 @@ def _detect(image: np.ndarray) -> list[_Seen]:
     height, width = image.shape[:2]
     if min(height, width) < MIN_DETECTION_SIDE:
         return []
+    right, bottom = max(0, MIN_INPUT_SIDE - width), max(0, MIN_INPUT_SIDE - height)
+    padded = cv2.copyMakeBorder(image[..., ::-1], 0, bottom, 0, right, cv2.BORDER_CONSTANT)
     detector = _detector()
-    detector.setInputSize((width, height))
-    _, rows = detector.detect(np.ascontiguousarray(image[..., ::-1]))
+    detector.setInputSize((padded.shape[1], padded.shape[0]))
+    _, rows = detector.detect(padded)
     found = []
     for row in [] if rows is None else rows.astype(np.float64):
         (x, y, w, h), landmarks, score = row[:4], row[4:14].reshape(5, 2), float(row[14])
