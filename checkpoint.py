@@ -34,7 +34,7 @@ from weights_file import read_generators, write_generators
 Direction = Literal["ab", "ba"]
 MAY_DIFFER = {"preset", "runs_dir", "run_name", "num_workers", "log_every_steps", "sample_every_steps", "num_samples",
               "checkpoint_every_steps", "keep_checkpoints", "keep_every_epochs", "evaluate_every_epochs",
-              "max_steps"}  # fmt: skip
+              "max_steps", "recompute"}  # fmt: skip
 ENTRIES = {"gen_ab", "gen_ba", "ema_gen_ab", "ema_gen_ba", "disc_a", "disc_b", "opt_gen", "opt_disc", "pool_a",
            "pool_b", "random", "step", "epoch", "data", "config"}  # fmt: skip
 MAY_GROW = {"num_epochs", "num_decay_epochs"}
@@ -197,7 +197,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 def build_generator(config: Config) -> Generator:
     """An untrained generator as the configuration describes it."""
     return Generator(config.resolved_num_residuals, config.base_channels, config.padding, config.global_skip,
-                     config.norm_first, config.init_std)  # fmt: skip
+                     config.norm_first, config.init_std, config.recompute)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ class Config:
     # --- Machine
     amp: Literal["auto", "bf16", "off"] = "auto"  # mixed precision; auto: bf16 on a GPU that has it, else off
     compile: bool = False  # torch.compile the networks: slow to start, faster per step on a GPU
+    recompute: bool = False  # residual blocks forget and compute again: less memory, more time, the same result
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first of cuda, mps, cpu that is there
     num_workers: NumWorkers = 2  # processes that read images; 0: the training process reads them itself
     seed: Seed = 0  # of weights, order, partners, augmentation and image pools; a CPU repeats a run bit for bit

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from instance_norm import InstanceNorm
+
 
 class Discriminator(nn.Module):
     """The 70x70 PatchGAN of the CycleGAN paper (Zhu et al. 2017, section 7.2).
@@ -26,9 +28,9 @@ class Discriminator(nn.Module):
         c = base_channels
         self.patches = nn.Sequential(
             nn.Conv2d(3, c, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True),
-            nn.Conv2d(c, 2 * c, 4, stride=2, padding=1), nn.InstanceNorm2d(2 * c), nn.LeakyReLU(0.2, True),
-            nn.Conv2d(2 * c, 4 * c, 4, stride=2, padding=1), nn.InstanceNorm2d(4 * c), nn.LeakyReLU(0.2, True),
-            nn.Conv2d(4 * c, 8 * c, 4, stride=1, padding=1), nn.InstanceNorm2d(8 * c), nn.LeakyReLU(0.2, True),
+            nn.Conv2d(c, 2 * c, 4, stride=2, padding=1), InstanceNorm(), nn.LeakyReLU(0.2, True),
+            nn.Conv2d(2 * c, 4 * c, 4, stride=2, padding=1), InstanceNorm(), nn.LeakyReLU(0.2, True),
+            nn.Conv2d(4 * c, 8 * c, 4, stride=1, padding=1), InstanceNorm(), nn.LeakyReLU(0.2, True),
             nn.Conv2d(8 * c, 1, 4, stride=1, padding=1),
         )  # fmt: skip
         for layer in self.patches:

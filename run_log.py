@@ -57,8 +57,8 @@ class RunLog:
         self.num_summed += 1
         self.bar.update()
 
-    def write(self, step: int, learning_rate: float) -> None:
-        """Report the means since the last call under this step."""
+    def write(self, step: int, learning_rate: float) -> dict[str, float]:
+        """Report the means since the last call under this step, and return them by name."""
         seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
         row = {name: float(total) / self.num_summed for name, total in self.sums.items()}
         row["learning_rate"] = learning_rate
@@ -71,6 +71,7 @@ class RunLog:
         self._show(step, row)
         self.newest_rows = [*self.newest_rows[1 - WINDOW :], row]
         self._warn(step, signs_in_losses(self.newest_rows))
+        return row
 
     def sample(self, step: int, views: Sequence[Tensor]) -> Path:
         """Save sample translations as samples/step_NNNNNNNN.png and to TensorBoard; warn of what is wrong with them.

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import copy
 import json
+import math
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -63,10 +64,6 @@ BETA2 = 0.999  # of Adam, as in the paper's code
 EMA_WARM_UP = 3  # steps / (steps + this) bounds the decay of the generators' average
 
 
-class NonFiniteError(UserError):
-    """A loss or gradient is infinite or not a number; the weights have not been changed by it."""
-
-
 @dataclass
 class Model:
     """Everything that training changes. Each field's `state_dict` is an entry of the checkpoint."""
@@ -90,10 +87,11 @@ class Model:
             getattr(self, field.name).load_state_dict(state[field.name])
 
 
-def build_model(config: Config, device: torch.device) -> Model:
-    """Networks with fresh weights, their optimisers, and empty image pools."""
-    gen_ab, gen_ba = (checkpoint.build_generator(config).to(device) for _ in range(2))
-    disc_a, disc_b = (build_discriminator(config).to(device) for _ in range(2))
+def build_model(config: Config, device: torch.device, amp: bool = False) -> Model:
+    """Networks with fresh weights, their optimisers, and empty image pools; `amp`: to be trained in bfloat16."""
+    layout = torch.channels_last if amp else torch.contiguous_format  # what convolutions in that precision are fast in
+    gen_ab, gen_ba = (checkpoint.build_generator(config).to(device).to(memory_format=layout) for _ in range(2))
+    disc_a, disc_b = (build_discriminator(config).to(device).to(memory_format=layout) for _ in range(2))
     model = Model(
         gen_ab=gen_ab,
         gen_ba=gen_ba,
@@ -120,7 +118,7 @@ def build_discriminator(config: Config) -> Discriminator:
 def build_adam(networks: Sequence[nn.Module], config: Config) -> torch.optim.Adam:
     """One optimiser for the parameters of several networks."""
     parameters = [parameter for network in networks for parameter in network.parameters()]
-    return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, BETA2))
+    return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, BETA2), fused=True)
 
 
 def train_step(
@@ -137,42 +135,54 @@ def train_step(
 
     Returns:
         Losses, mean scores and gradient norms by name, detached scalars.
-
-    Raises:
-        NonFiniteError: before an optimiser would apply a gradient that is not finite.
     """
-    lambda_identity = identity_share * config.lambda_identity
+    lambda_identity = identity_share * config.lambda_cycle * config.lambda_identity
     augment = partial(diff_augment, policy=config.diff_augment)  # what discriminators see, real or translated
     m, autocast = model, torch.autocast(real_a.device.type, torch.bfloat16, enabled=amp)
+    losses: dict[str, Tensor] = {}
 
-    # Translate both ways and back; if the identity loss has a weight, translate into the own domain, too.
-    with autocast:
-        fake_b, fake_a = m.gen_ab(real_a), m.gen_ba(real_b)  # G(x), F(y)
-        rec_a, rec_b = m.gen_ba(fake_b), m.gen_ab(fake_a)  # F(G(x)), G(F(y))
-        idt_a, idt_b = real_a, real_b
-        if lambda_identity:
-            idt_a, idt_b = m.gen_ba(real_a), m.gen_ab(real_b)  # F(x), G(y)
-
-    disc_losses = {}
+    # Some recipes teach the discriminators first, on what the generators make so far.
     if config.disc_first:
-        disc_losses = update_discriminators(m, real_a, real_b, fake_a, fake_b, config, amp)
+        with torch.no_grad(), autocast:
+            fake_b, fake_a = m.gen_ab(real_a), m.gen_ba(real_b)
+        losses = update_discriminators(m, real_a, real_b, fake_a, fake_b, config, amp)
 
-    # Make the generators fool frozen discriminators, undo each other and leave their target domain alone.
+    # Sum up the generators' gradients term by term, so that only one term's activations are in memory at a time.
     set_requires_grad((m.disc_a, m.disc_b), False)
+    m.opt_gen.zero_grad()
+
+    # Translate a to b and back: fool the discriminator, and end where it began.
     with autocast:
+        fake_b = m.gen_ab(real_a)  # G(x)
         gan_ab = gan_loss(m.disc_b(augment(fake_b)), True, config.gan_sigmoid)  # paper Eq. 1, G: x -> y
+        cycle_a = cycle_loss(m.gen_ba(fake_b), real_a)  # paper Eq. 2, F(G(x)) -> x
+    backward(gan_ab + config.lambda_cycle * cycle_a)
+
+    # Translate b to a and back.
+    with autocast:
+        fake_a = m.gen_ba(real_b)  # F(y)
         gan_ba = gan_loss(m.disc_a(augment(fake_a)), True, config.gan_sigmoid)  # paper Eq. 1, F: y -> x
-        cycle_a, cycle_b = cycle_loss(rec_a, real_a), cycle_loss(rec_b, real_b)  # paper Eq. 2
-        identity_a, identity_b = identity_loss(idt_a, real_a), identity_loss(idt_b, real_b)  # paper section 5.2
-        cycle, identity = cycle_a + cycle_b, identity_a + identity_b
-        total = gan_ab + gan_ba + config.lambda_cycle * (cycle + lambda_identity * identity)  # paper Eq. 3
-    gen_losses = descend(m.opt_gen, gen=total, gan_ab=gan_ab, gan_ba=gan_ba, cycle_a=cycle_a, cycle_b=cycle_b,
-                         identity_a=identity_a, identity_b=identity_b)  # fmt: skip
+        cycle_b = cycle_loss(m.gen_ab(fake_a), real_b)  # paper Eq. 2, G(F(y)) -> y
+    backward(gan_ba + config.lambda_cycle * cycle_b)
+
+    # Leave images alone that are in the target domain already.
+    identity_a = identity_b = torch.zeros_like(cycle_a)
+    if lambda_identity:
+        with autocast:
+            identity_a = identity_loss(m.gen_ba(real_a), real_a)  # paper section 5.2, F(x) -> x
+            identity_b = identity_loss(m.gen_ab(real_b), real_b)  # paper section 5.2, G(y) -> y
+        backward(lambda_identity * (identity_a + identity_b))
+
+    # Improve the generators; what they minimised is paper Eq. 3.
+    cycle, identity = cycle_a + cycle_b, identity_a + identity_b
+    total = gan_ab + gan_ba + config.lambda_cycle * cycle + lambda_identity * identity
+    losses |= descend(m.opt_gen, gen=total, gan_ab=gan_ab, gan_ba=gan_ba, cycle_a=cycle_a, cycle_b=cycle_b,
+                      identity_a=identity_a, identity_b=identity_b)  # fmt: skip
 
     # Teach the discriminators, on real images and on this and earlier steps' fakes.
     if not config.disc_first:
-        disc_losses = update_discriminators(m, real_a, real_b, fake_a, fake_b, config, amp)
-    return gen_losses | disc_losses
+        losses |= update_discriminators(m, real_a, real_b, fake_a, fake_b, config, amp)
+    return losses
 
 
 def update_discriminators(
@@ -186,6 +196,8 @@ def update_discriminators(
         scores_real_b, scores_fake_b = m.disc_b(augment(torch.cat([real_b, m.pool_b.query(fake_b)]))).chunk(2)
         disc_a = discriminator_loss(scores_real_a, scores_fake_a, config.gan_sigmoid)
         disc_b = discriminator_loss(scores_real_b, scores_fake_b, config.gan_sigmoid)
+    m.opt_disc.zero_grad()
+    backward(disc_a + disc_b)
     losses = descend(m.opt_disc, disc=disc_a + disc_b, disc_a=disc_a, disc_b=disc_b)
     scores = {"real_a": scores_real_a, "fake_a": scores_fake_a, "real_b": scores_real_b, "fake_b": scores_fake_b}
     return losses | {f"score/{name}": values.detach().mean() for name, values in scores.items()}
@@ -196,19 +208,23 @@ def set_requires_grad(networks: Sequence[nn.Module], requires_grad: bool) -> Non
         network.requires_grad_(requires_grad)
 
 
-def descend(optimizer: torch.optim.Optimizer, **losses: Tensor) -> dict[str, Tensor]:
-    """One step down the gradient of the first loss; the others are its terms, to be reported.
+def backward(loss: Tensor) -> None:
+    """Add the loss's gradient to those of the weights, and free what was kept for it."""
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def descend(optimizer: torch.optim.Adam, **losses: Tensor) -> dict[str, Tensor]:
+    """One step down the gradient that the weights hold, of the first loss; the others are its terms, to be reported.
+
+    Where the loss or its gradient is not finite nothing changes, and the report shows it: to ask here would make the
+    program wait for the GPU in every step.
 
     Returns the losses as "loss/" + name, detached, and the gradient's norm as "grad_norm/" + the first one's name.
-    NonFiniteError, before any weight changes, where the loss or its gradient is not finite.
     """
     name, loss = next(iter(losses.items()))
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
     norm = get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
-    if not torch.isfinite(loss.detach() + norm):
-        bad = [key for key, value in losses.items() if not torch.isfinite(value)] or [f"gradient of {name}"]
-        raise NonFiniteError(f"not finite: {', '.join(bad)}")
+    # a fused optimiser leaves out the step where this is 1, as torch.amp.GradScaler asks it to
+    optimizer.found_inf = (~torch.isfinite(loss.detach() + norm)).float()  # type: ignore[attr-defined]
     optimizer.step()
     return {f"loss/{key}": value.detach() for key, value in losses.items()} | {f"grad_norm/{name}": norm}
 
@@ -221,8 +237,17 @@ def update_averages(model: Model, step: int, decay: float) -> None:
     """
     decay = min(decay, (1 + step) / (1 + step + EMA_WARM_UP))
     for average, network in ((model.ema_gen_ab, model.gen_ab), (model.ema_gen_ba, model.gen_ba)):
-        for averaged, trained in zip(average.parameters(), network.parameters(), strict=True):
-            averaged.lerp_(trained, 1 - decay)
+        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+
+def check_finite(means: dict[str, float], step: int) -> None:
+    """UserError, which names them, where losses since the last report are infinite or not a number."""
+    bad = [name for name, mean in means.items() if not math.isfinite(mean)]
+    if bad:
+        raise UserError(
+            f"stopped after step {step}: not finite since the last report: {', '.join(bad)}\n"
+            "the weights were not changed by it; try a lower --learning-rate in another --run-name"
+        )
 
 
 def learning_rate_at(step: int, steps_per_epoch: int, config: Config) -> float:
@@ -326,7 +351,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
 
     # Build the networks; where the run was interrupted, go on from there.
     seed_everything(config.seed)
-    model = build_model(config, device)
+    model = build_model(config, device, amp)
     saved = resume(model, run_dir / "checkpoints", config, data)
     step, best_score = saved["step"], saved.get("best_score")
     template = saved.get("template") if step else measure_faces(images[0].files, images[1].files)
@@ -367,12 +392,8 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
 
             # Improve the generators and the discriminators, and follow the generators' average.
             real_a, real_b = real_a.to(device, non_blocking=True), real_b.to(device, non_blocking=True)
-            try:
-                identity_share = identity_share_at(step, steps_per_epoch, config)
-                log.collect(train_step(model, real_a, real_b, config, amp, identity_share))
-            except NonFiniteError as error:
-                hint = "the newest checkpoint is the last good one; try a lower --learning-rate in another --run-name"
-                raise NonFiniteError(f"stopped in step {step + 1}: {error}\n{hint}") from None
+            identity_share = identity_share_at(step, steps_per_epoch, config)
+            log.collect(train_step(model, real_a, real_b, config, amp, identity_share))
             update_averages(model, step, config.ema_decay)
             step += 1
 
@@ -382,7 +403,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
 
             # Report losses, show samples and save everything, each in its own rhythm.
             if step % config.log_every_steps == 0 or step == num_steps:
-                log.write(step, learning_rate)
+                check_finite(log.write(step, learning_rate), step)
             if step % config.sample_every_steps == 0 or step == num_steps:
                 picture = log.sample(step, sample_views(model, view_a, view_b))
             ends_kept_epoch = keep_every_steps and step % keep_every_steps == 0

@@ -37,8 +37,10 @@ def reference_step(
     losses: dict[str, Tensor] = {}
 
     def generators() -> None:
-        losses["identity_b"] = (nets["gen_ab"](real_b) - real_b).abs().mean()
-        losses["identity_a"] = (nets["gen_ba"](real_a) - real_a).abs().mean()
+        losses["identity_b"] = losses["identity_a"] = real_a.new_zeros(())
+        if lambda_identity > 0:
+            losses["identity_b"] = (nets["gen_ab"](real_b) - real_b).abs().mean()
+            losses["identity_a"] = (nets["gen_ba"](real_a) - real_a).abs().mean()
         losses["gan_ab"] = squared_error(nets["disc_b"](fake_b), 1)
         losses["gan_ba"] = squared_error(nets["disc_a"](fake_a), 1)
         losses["cycle_a"] = (rec_a - real_a).abs().mean()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from discriminator_model import Discriminator
+from instance_norm import InstanceNorm
 
 
 def test_parameters_are_those_of_the_layer_list() -> None:
@@ -20,7 +21,7 @@ def test_a_score_sees_a_patch_of_70_pixels() -> None:
     """By the gradient of one score, without the norms, which let every pixel see all others."""
     discriminator = Discriminator(2, init_std=0).double()
     for index, layer in enumerate(discriminator.patches):
-        if isinstance(layer, nn.InstanceNorm2d):
+        if isinstance(layer, InstanceNorm):
             discriminator.patches[index] = nn.Identity()
     x = torch.randn(1, 3, 256, 256, dtype=torch.float64, requires_grad=True)
     discriminator(x)[0, 0, 15, 15].backward()
@@ -67,7 +68,7 @@ def test_scores_are_linear_and_the_first_layer_has_no_norm() -> None:
     layers = list(Discriminator(2).patches)
     assert isinstance(layers[-1], nn.Conv2d)
     assert [type(layer).__name__ for layer in layers[:3]] == ["Conv2d", "LeakyReLU", "Conv2d"]
-    assert sum(isinstance(layer, nn.InstanceNorm2d) for layer in layers) == 3
+    assert sum(isinstance(layer, InstanceNorm) for layer in layers) == 3
 
 
 def test_spectral_normalisation_bounds_every_layer() -> None:

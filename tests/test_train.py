@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import random
 import re
 import signal
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -57,41 +59,84 @@ def assert_identical(first: Any, second: Any, path: str = "state") -> None:
 # --- The step
 
 
+TEXTBOOK = {"padding": "reflect", "global_skip": False, "lambda_cycle": 10.0, "lambda_identity": 0.5}
+
+
+def networks_of(model: train.Model) -> dict[str, torch.nn.Module]:
+    return {name: getattr(model, name) for name in ("gen_ab", "gen_ba", "disc_a", "disc_b")}
+
+
+def plain_adam(*networks: torch.nn.Module) -> torch.optim.Adam:
+    """One of the paper's optimisers in torch's plainest variant."""
+    weights = [weights for network in networks for weights in network.parameters()]
+    return torch.optim.Adam(weights, 2e-4, (0.5, 0.999), foreach=False)
+
+
+def difference(ours: torch.nn.Module, theirs: torch.nn.Module, tolerance: float) -> float:
+    """The largest difference of gradients, as a share of the largest gradient, or of weights after the step.
+
+    Weights whose gradient is rounding noise are passed over: Adam enlarges it.
+    """
+    weights = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+    grads = [(mine.grad, other.grad) for mine, other in weights]
+    largest = max(float(other.abs().max()) for _, other in grads if other is not None)
+    found = 0.0
+    for (mine, other), (grad, reference) in zip(weights, grads, strict=True):
+        assert grad is not None
+        assert reference is not None
+        known = reference.abs() > largest * tolerance * 1e3
+        found = max(found, float((grad - reference).abs().max()) / largest)
+        found = max(found, float(((mine - other).detach().abs() * known).max()))
+    return found
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize(
     "knobs",
     [
         {},
-        {"padding": "reflect", "global_skip": False},
+        TEXTBOOK,
+        {"recompute": True},
+        {"recompute": True, "lambda_identity": 0.5, "disc_first": True},
         {"disc_first": True, "gan_sigmoid": True, "lambda_identity": 0.0, "lambda_cycle": 3.0},
     ],
 )
-def test_the_step_equals_the_reference_step(tiny: Tiny, knobs: dict[str, Any], batch_size: int) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_step_equals_the_reference_step(
+    tiny: Tiny,
+    knobs: dict[str, Any],
+    batch_size: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    layout: torch.memory_format,
+) -> None:
+    """Losses, gradients and new weights, from the same weights, images and pools."""
     config = tiny(**knobs)
-    models = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        model = train.build_model(config, CPU)
-        for network in (model.gen_ab, model.gen_ba, model.disc_a, model.disc_b):
-            network.double()
-        models.append(model)
-    ours, theirs = models
-    nets = {name: getattr(theirs, name) for name in ("gen_ab", "gen_ba", "disc_a", "disc_b")}
-    torch.manual_seed(1)
-    for _ in range(6):  # more steps than the pools hold images
-        real_a, real_b = (torch.rand(batch_size, 3, 32, 32, dtype=torch.float64) * 2 - 1 for _ in "ab")
+    torch.manual_seed(0)
+    ours, theirs = train.build_model(config, CPU), train.build_model(replace(config, recompute=False), CPU)
+    for network in networks_of(ours).values():
+        network.to(dtype).to(memory_format=layout)  # type: ignore[call-overload]
+    nets, pools = networks_of(theirs), {"a": theirs.pool_a, "b": theirs.pool_b}
+    for network in nets.values():
+        network.to(dtype)
+    opt_gen, opt_disc = plain_adam(theirs.gen_ab, theirs.gen_ba), plain_adam(theirs.disc_a, theirs.disc_b)
+    errors = []
+    for _ in range(5):  # more steps than the pools hold images
+        real_a, real_b = (torch.rand(batch_size, 3, 32, 32, dtype=dtype) * 2 - 1 for _ in "ab")
+        for own, other in zip(networks_of(ours).values(), nets.values(), strict=True):
+            other.load_state_dict(own.state_dict())  # float32 drifts apart by chaos: each step starts together
         actual = train.train_step(ours, real_a, real_b, config, amp=False)
         expected = reference_step(
-            nets, theirs.opt_gen, theirs.opt_disc, {"a": theirs.pool_a, "b": theirs.pool_b}, real_a, real_b,
+            nets, opt_gen, opt_disc, pools, real_a, real_b,
             config.lambda_cycle, config.lambda_identity, config.gan_sigmoid, config.disc_first,
         )  # fmt: skip
-        if not config.lambda_identity:  # then ours is not computed
-            expected |= {"identity_a": torch.tensor(0.0).double(), "identity_b": torch.tensor(0.0).double()}
         for name, value in expected.items():
-            torch.testing.assert_close(actual[f"loss/{name}"], value, rtol=1e-9, atol=1e-9)
-    for name, network in nets.items():
-        for mine, reference in zip(getattr(ours, name).parameters(), network.parameters(), strict=True):
-            torch.testing.assert_close(mine, reference, rtol=1e-7, atol=1e-9)
+            torch.testing.assert_close(actual[f"loss/{name}"], value, rtol=tolerance, atol=tolerance)
+        compared = [name for name in nets if not (config.disc_first and name.startswith("disc"))]
+        errors.append(max(difference(networks_of(ours)[name], nets[name], tolerance) for name in compared))
+    # in float32 a rounding error now and then turns the sign of an L1 loss or a ReLU, and with it one step's gradient
+    assert (max if dtype == torch.float64 else statistics.median)(errors) < tolerance
 
 
 def test_the_step_reports_scores_and_gradient_norms(tiny: Tiny) -> None:
@@ -110,28 +155,32 @@ def test_the_step_reports_scores_and_gradient_norms(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("loss", "named", "networks"),
     [
-        ("cycle_loss", "gen, cycle_a", ("gen_ab", "gen_ba")),
-        ("discriminator_loss", "disc, disc_a", ("disc_a", "disc_b")),
+        ("cycle_loss", {"gen", "cycle_a"}, ("gen_ab", "gen_ba")),
+        ("discriminator_loss", {"disc", "disc_a"}, ("disc_a", "disc_b")),
     ],
 )
-def test_a_loss_that_is_not_finite_changes_no_weight(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, loss: str, named: str, networks: tuple[str, ...]
+def test_a_loss_that_is_not_finite_changes_no_weight_and_is_reported(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, loss: str, named: set[str], networks: tuple[str, ...]
 ) -> None:
     model = train.build_model(tiny(), CPU)
     real = torch.rand(1, 3, 32, 32) * 2 - 1
-    before = {name: [p.clone() for p in getattr(model, name).parameters()] for name in networks}
+    train.train_step(model, real, real, tiny(), amp=False)  # fills the optimisers' memory, which would move weights
+    before = copy.deepcopy(model.state_dict())
     original = getattr(losses, loss)
     monkeypatch.setattr(train, loss, lambda *arguments: original(*arguments) * float("nan"))
-    with pytest.raises(train.NonFiniteError, match=named):
-        train.train_step(model, real, real, tiny(), amp=False)
-    for name in networks:
-        assert all(torch.equal(p, q) for p, q in zip(before[name], getattr(model, name).parameters(), strict=True))
+    reported = train.train_step(model, real, real, tiny(), amp=False)
+    assert named <= {name.removeprefix("loss/") for name, value in reported.items() if not torch.isfinite(value)}
+    after = model.state_dict()
+    for name in (*networks, "opt_gen" if "gen_ab" in networks else "opt_disc"):
+        assert_identical(before[name], after[name], name)
 
 
-def test_a_gradient_that_is_not_finite_is_told_from_a_loss(tiny: Tiny) -> None:
+def test_a_gradient_that_is_not_finite_changes_no_weight_either(tiny: Tiny) -> None:
     weight = torch.zeros(1, requires_grad=True)
-    with pytest.raises(train.NonFiniteError, match="gradient of gen"):
-        train.descend(torch.optim.Adam([weight]), gen=weight.sqrt().sum())  # finite, but of infinite slope
+    loss = weight.sqrt().sum()  # finite, but of infinite slope
+    train.backward(loss)
+    reported = train.descend(torch.optim.Adam([weight], fused=True), gen=loss)
+    assert not torch.isfinite(reported["grad_norm/gen"])
     assert weight.item() == 0
 
 
@@ -289,7 +338,7 @@ def test_a_signal_saves_and_leaves_no_worker_behind(tmp_path: Path, number: sign
     assert f"saved after step {checkpoint.checkpoint_step(saved[-1])};" in out
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
+def test_a_loss_that_is_not_finite_stops_the_run_with_good_weights(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls, original = [0], losses.cycle_loss
@@ -300,7 +349,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
 
     monkeypatch.setattr(train, "cycle_loss", cycle_loss)
     assert train.main(tiny()) == 1
-    assert "stopped in step 5: not finite: gen, cycle_a" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "stopped after step 6: not finite since the last report: loss/gen, loss/cycle_a" in error
     state = final_state(tiny())
     assert state["step"] == 3
     assert all(torch.isfinite(weights).all() for weights in state["gen_ab"].values())
