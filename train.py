@@ -52,11 +52,11 @@ from run_log import RunLog
 from utils import (
     UserError,
     atomic_write,
-    has_fast_bf16,
     pick_device,
     printable,
     seed_everything,
     stop_requests,
+    uses_bf16,
 )
 
 EXAMINED = 300  # images of each domain, at most, for evaluations during training
@@ -347,7 +347,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # pinned memory and the question for bfloat16 go by the current device
-    amp = config.amp == "bf16" or (config.amp == "auto" and has_fast_bf16(device))
+    amp = uses_bf16(config.amp, device)
 
     # Build the networks; where the run was interrupted, go on from there.
     seed_everything(config.seed)

@@ -123,6 +123,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def uses_bf16(amp: str, device: torch.device) -> bool:
+    """What the knob `amp` means on a device: "bf16", "off", or "auto", which is bf16 where that pays."""
+    return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
+
+
 def printable(path: str | os.PathLike[str]) -> str:
     """A path as text that can be shown on one line, whatever its name holds: the rest is escaped."""
     text = os.fspath(path)

@@ -25,7 +25,7 @@ FLOORS = {
     },
     1: {"dataset", "checkpoint", "import_weights", "run_log", "fetch", "archives", "video", "judges"},
     2: {"train", "translate", "data_check"},
-    3: {"download_files", "evaluate"},
+    3: {"download_files", "evaluate", "benchmark"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 ONLY_ROOM = {  # heavy or dangerous imports and the only files that may have them
