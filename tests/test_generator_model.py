@@ -93,3 +93,29 @@ def test_a_side_that_would_change_is_an_error(size: tuple[int, int]) -> None:
 def test_the_output_keeps_the_type_of_the_input_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert Generator(1, 4, "zero", global_skip=True)(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
+
+
+def test_bfloat16_changes_no_picture_visibly() -> None:
+    torch.manual_seed(0)
+    generator = Generator(6, 16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = F.interpolate(torch.rand(1, 3, 8, 8) * 2 - 1, size=64, mode="bicubic").clamp(-1, 1)
+    with torch.inference_mode():
+        exact = generator(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = generator(x)
+    assert exact.std() > 0.05  # it shows something
+    assert (rounded - exact).abs().mean() < 0.01
+
+
+def test_recomputing_computes_residual_blocks_twice() -> None:
+    """That the result is the same is in the oracle test of the training step."""
+    calls = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        generator = Generator(2, 4, recompute=recompute)
+        count = [0]
+        for block in generator.residuals:
+            block.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+        generator(torch.rand(1, 3, 16, 16) * 2 - 1).mean().backward()
+        calls.append(count[0])
+    assert calls == [2, 4]

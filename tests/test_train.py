@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import statistics
 import time
@@ -137,6 +138,25 @@ def test_the_step_equals_the_reference_step(
         errors.append(max(difference(networks_of(ours)[name], nets[name], tolerance) for name in compared))
     # in float32 a rounding error now and then turns the sign of an L1 loss or a ReLU, and with it one step's gradient
     assert (max if dtype == torch.float64 else statistics.median)(errors) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+def test_the_compiled_step_equals_the_reference_step(tiny: Tiny) -> None:
+    """In float64, where it rounds differently but no more; and what a run saves has no trace of the compilation."""
+    config = tiny(compile=True, global_skip=False)  # with it the L1 losses begin at 0, their kink
+    torch.manual_seed(0)
+    ours, theirs = train.build_model(config, CPU), train.build_model(replace(config, compile=False), CPU)
+    nets, pools = networks_of(theirs), {"a": theirs.pool_a, "b": theirs.pool_b}
+    for own, other in zip(networks_of(ours).values(), nets.values(), strict=True):
+        other.double().load_state_dict(own.double().state_dict())
+    opt_gen, opt_disc = plain_adam(theirs.gen_ab, theirs.gen_ba), plain_adam(theirs.disc_a, theirs.disc_b)
+    for _ in range(2):
+        real_a, real_b = (torch.rand(1, 3, 32, 32, dtype=torch.float64) * 2 - 1 for _ in "ab")
+        train.train_step(ours, real_a, real_b, config, amp=False)
+        reference_step(nets, opt_gen, opt_disc, pools, real_a, real_b, config.lambda_cycle, config.lambda_identity)
+        assert max(difference(networks_of(ours)[name], nets[name], 1e-9) for name in nets) < 1e-9
+    assert ours.state_dict()["gen_ab"].keys() == theirs.state_dict()["gen_ab"].keys()
 
 
 def test_the_step_reports_scores_and_gradient_norms(tiny: Tiny) -> None:
