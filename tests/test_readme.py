@@ -32,6 +32,7 @@ COMMANDS = [
 ]
 DOWNLOAD_FLAGS = ("list", "dataset", "weights", "test-images", "url")
 TRANSLATE_FLAGS = ("direction", "crops", "side-by-side", "out", "no-metadata", "like", "all-checkpoints")
+BENCHMARK_FLAGS = ("compare",)
 SHORT = [*SMALL, "--max-steps", "2", "--num-workers", "0"]
 
 
@@ -71,6 +72,7 @@ def test_every_command_is_known_to_these_tests() -> None:
         "dataset.py my_faces",
         "translate.py",
         "evaluate.py",
+        "benchmark.py",
     )
     kinds = (*(f"python {program}" for program in programs), "python -m pytest", "tensorboard --logdir runs", *SET_UP)
     assert [command for command in COMMANDS if not command.startswith(kinds)] == []
@@ -145,6 +147,11 @@ def test_the_import_command_imports_what_the_folder_holds(clone: Path) -> None:
     assert load_generator(clone / "my_weights.safetensors", "ab")
 
 
+def test_the_benchmark_command_prints_a_ratio(clone: Path) -> None:
+    (command,) = [command.split() for command in COMMANDS if command.startswith("python benchmark.py")]
+    assert "| against plain |" in run([*command[1:], *SMALL, "--parts", "train", "--steps", "1"], cwd=clone)
+
+
 def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with socket.socket() as probe:
@@ -173,7 +180,7 @@ def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
 
 def test_every_flag_is_a_knob() -> None:
     knobs = {field.name.replace("_", "-") for field in fields(Config)} | {"no-global-skip", "help"}
-    others = {"logdir", "json", *DOWNLOAD_FLAGS, *TRANSLATE_FLAGS}
+    others = {"logdir", "json", *DOWNLOAD_FLAGS, *TRANSLATE_FLAGS, *BENCHMARK_FLAGS}
     assert set(re.findall(r"--([a-z][a-z-]+)", README)) - others <= knobs
 
 
