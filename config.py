@@ -89,8 +89,8 @@ class Config:
     init_std: Weight = 0.02  # spread of the normal initial weights; 0: PyTorch's own initialisation (paper 0.02)
 
     # --- Losses
-    lambda_cycle: Weight = 10.0  # weight of the cycle loss (paper 10)
-    lambda_identity: Weight = 0.5  # weight of the identity loss as a multiple of lambda_cycle (paper 0.5)
+    lambda_cycle: Weight = 5.0  # weight of the cycle loss; higher keeps more of the person (paper 10)
+    lambda_identity: Weight = 0.0  # weight of the identity loss as a multiple of lambda_cycle (paper 0.5)
     identity_epochs: Count = 0  # epochs in which the identity loss falls linearly to zero; 0: it stays (paper)
     diff_augment: Literal["none", "geometry", "all"] = "none"  # change what discriminators see (Zhao et al. 2020)
     gan_sigmoid: bool = False  # squash the discriminator's scores before the squared error (paper: no)
@@ -166,16 +166,15 @@ _DEFAULT = Config()
 PRESETS = {
     "default": _DEFAULT,
     "paper": replace(_DEFAULT, preset="paper", run_name="paper", padding="reflect", global_skip=False, ema_decay=0.0,
-                     num_decay_epochs=100, amp="off"),
+                     lambda_cycle=10.0, lambda_identity=0.5, num_decay_epochs=100, amp="off"),
     "origin": replace(_DEFAULT, preset="origin", run_name="origin", num_residuals=8, global_skip=False,
                       norm_first=False, init_std=0.0, gan_sigmoid=True, disc_first=True, pool_size=0, ema_decay=0.0,
                       lambda_cycle=3.0, lambda_identity=0.0, learning_rate=3e-4, resize_scale=1.0, rotate_degrees=10.0,
                       iso_noise_prob=0.15, jitter_brightness=0.15, jitter_contrast=0.15, jitter_saturation=0.025,
                       jitter_hue=0.02, amp="off"),
     "demo": replace(_DEFAULT, preset="demo", run_name="demo", data_dir="dataset/demo", paired_test=True, image_size=64,
-                    base_channels=32, resize_scale=1.0, lambda_cycle=5.0, lambda_identity=0.0, num_epochs=1,
-                    num_decay_epochs=2, max_steps=1000, ema_decay=0.998, sample_every_steps=200,
-                    checkpoint_every_steps=200, num_workers=1),
+                    base_channels=32, resize_scale=1.0, num_epochs=1, num_decay_epochs=2, max_steps=1000,
+                    ema_decay=0.998, sample_every_steps=200, checkpoint_every_steps=200, num_workers=1),
 }  # fmt: skip
 
 

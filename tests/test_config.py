@@ -124,7 +124,8 @@ ORIGIN = {  # how the European-to-Asian project of 2022-2023 differed from it
     "padding": "zero", "norm_first": False, "init_std": 0.0, "lambda_cycle": 3.0, "lambda_identity": 0.0,
     "gan_sigmoid": True, "pool_size": 0, "disc_first": True, "num_decay_epochs": 50, "learning_rate": 3e-4,
 }  # fmt: skip
-OURS = {"padding": "zero", "global_skip": True, "ema_decay": 0.999, "num_decay_epochs": 50, "amp": "auto"}
+OURS = {"padding": "zero", "global_skip": True, "lambda_cycle": 5.0, "lambda_identity": 0.0, "ema_decay": 0.999,
+        "num_decay_epochs": 50, "amp": "auto"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "differences"), [("paper", {}), ("origin", ORIGIN), ("default", OURS)])

@@ -301,7 +301,7 @@ def test_other_settings_or_other_images_are_refused(
 ) -> None:
     assert train.main(tiny(max_steps=3)) == 0
     assert train.main(tiny(seed=1, lambda_cycle=2.0)) == 1
-    assert "lambda_cycle 10.0 -> 2.0, seed 0 -> 1" in capsys.readouterr().err
+    assert "lambda_cycle 5.0 -> 2.0, seed 0 -> 1" in capsys.readouterr().err
     (data_dir / "train" / "asian" / "0000.png").unlink()
     assert train.main(tiny()) == 1
     assert "images of b '4 images" in capsys.readouterr().err
