@@ -103,6 +103,7 @@ class Config:
     num_decay_epochs: Count = 50  # epochs after those in which the rate falls linearly to zero (paper 100)
     max_steps: Count = 0  # stop after this many steps, wherever the schedule is; 0: no limit
     learning_rate: LearningRate = 2e-4  # of Adam, all networks (paper 2e-4)
+    scale_learning_rate: bool = False  # multiply the rate by the number of processes (Goyal et al. 2017)
     beta1: Decay = 0.5  # of Adam (paper 0.5)
     ema_decay: Decay = 0.999  # of the moving average of the generators' weights per step; 0: the raw weights (paper)
 

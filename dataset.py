@@ -206,21 +206,38 @@ class UnpairedDataset(Dataset[tuple[Tensor, Tensor]]):
         return image_to_tensor(self.augmentation(image=pixels)["image"])
 
 
-def count_steps_per_epoch(num_items: int, batch_size: int) -> int:
-    """Batches in an epoch; the last one may be smaller."""
-    return math.ceil(num_items / batch_size)
+def count_steps_per_epoch(num_items: int, batch_size: int, num_processes: int = 1) -> int:
+    """Steps in an epoch, in each of which every process takes a batch; the last ones may be smaller.
+
+    UserError where there is not an image for every process.
+    """
+    if num_items < num_processes:
+        raise UserError(f"{num_items} images are too few for {num_processes} processes")
+    return math.ceil(num_items // num_processes / batch_size)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """The (epoch, index) pairs of each training step, in a new order every epoch, starting at any step.
 
-    Each epoch's order depends on nothing but the seed and the epoch, so that a run resumes in the middle of one.
+    Each epoch's order depends on nothing but the seed and the epoch, so that a run resumes in the middle of one. Of
+    `num_processes` processes each takes every N-th of the pairs that one process with N times the batch would take; in
+    an epoch all take equally many, and the few left over are others in the next one.
     """
 
-    def __init__(self, num_items: int, batch_size: int, seed: int, first_step: int, num_steps: int) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        seed: int,
+        first_step: int,
+        num_steps: int,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> None:
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.first_step, self.num_steps = first_step, num_steps
-        self.steps_per_epoch = count_steps_per_epoch(num_items, batch_size)
+        self.rank, self.num_processes = rank, num_processes
+        self.steps_per_epoch = count_steps_per_epoch(num_items, batch_size, num_processes)
 
     def __len__(self) -> int:
         return self.num_steps - self.first_step
@@ -230,7 +247,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if batch == 0 or step == self.first_step:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.num_items)
-            yield [(epoch, int(i)) for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+                own = order[: self.num_items - self.num_items % self.num_processes][self.rank :: self.num_processes]
+            yield [(epoch, int(i)) for i in own[batch * self.batch_size : (batch + 1) * self.batch_size]]
 
 
 def build_loader(

@@ -18,6 +18,7 @@ import json
 import math
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 import checkpoint
+import processes
 from dataset import (
     EpochBatches,
     Folders,
@@ -59,6 +61,7 @@ from utils import (
     uses_bf16,
 )
 
+OWN_STATE = ("pool_a", "pool_b", "random")  # entries of a checkpoint that differ between processes
 EXAMINED = 300  # images of each domain, at most, for evaluations during training
 BETA2 = 0.999  # of Adam, as in the paper's code
 EMA_WARM_UP = 3  # steps / (steps + this) bounds the decay of the generators' average
@@ -89,6 +92,7 @@ class Model:
 
 def build_model(config: Config, device: torch.device, amp: bool = False) -> Model:
     """Networks with fresh weights, their optimisers, and empty image pools; `amp`: to be trained in bfloat16."""
+    pools_of_others = processes.rank() << 64  # above all seeds
     layout = torch.channels_last if amp else torch.contiguous_format  # what convolutions in that precision are fast in
     gen_ab, gen_ba = (checkpoint.build_generator(config).to(device).to(memory_format=layout) for _ in range(2))
     disc_a, disc_b = (build_discriminator(config).to(device).to(memory_format=layout) for _ in range(2))
@@ -101,8 +105,8 @@ def build_model(config: Config, device: torch.device, amp: bool = False) -> Mode
         disc_b=disc_b,
         opt_gen=build_adam((gen_ab, gen_ba), config),
         opt_disc=build_adam((disc_a, disc_b), config),
-        pool_a=ImagePool(config.pool_size, seed=2 * config.seed),
-        pool_b=ImagePool(config.pool_size, seed=2 * config.seed + 1),
+        pool_a=ImagePool(config.pool_size, seed=2 * config.seed + pools_of_others),
+        pool_b=ImagePool(config.pool_size, seed=2 * config.seed + 1 + pools_of_others),
     )
     if config.compile:
         for network in (gen_ab, gen_ba, disc_a, disc_b):
@@ -216,17 +220,22 @@ def backward(loss: Tensor) -> None:
 def descend(optimizer: torch.optim.Adam, **losses: Tensor) -> dict[str, Tensor]:
     """One step down the gradient that the weights hold, of the first loss; the others are its terms, to be reported.
 
+    Gradients and losses are averaged over all processes.
+
     Where the loss or its gradient is not finite nothing changes, and the report shows it: to ask here would make the
     program wait for the GPU in every step.
 
     Returns the losses as "loss/" + name, detached, and the gradient's norm as "grad_norm/" + the first one's name.
     """
-    name, loss = next(iter(losses.items()))
-    norm = get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    values = torch.stack([loss.detach() for loss in losses.values()])
+    processes.average([*gradients, values])
+    norm = get_total_norm(gradients)
     # a fused optimiser leaves out the step where this is 1, as torch.amp.GradScaler asks it to
-    optimizer.found_inf = (~torch.isfinite(loss.detach() + norm)).float()  # type: ignore[attr-defined]
+    optimizer.found_inf = (~torch.isfinite(values[0] + norm)).float()  # type: ignore[attr-defined]
     optimizer.step()
-    return {f"loss/{key}": value.detach() for key, value in losses.items()} | {f"grad_norm/{name}": norm}
+    named = {f"loss/{name}": value for name, value in zip(losses, values.unbind(), strict=True)}
+    return named | {f"grad_norm/{next(iter(losses))}": norm}
 
 
 @torch.no_grad()
@@ -286,7 +295,8 @@ def find_data(config: Config) -> tuple[Folders, Folders]:
 
 def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> dict[str, Any]:
     """Load the newest whole checkpoint, if there is one, into the model; returns `step` and what else it holds."""
-    checkpoint.remove_leftovers(folder)
+    if processes.rank() == 0:
+        checkpoint.remove_leftovers(folder)
     saved, broken = checkpoint.newest_checkpoint(folder)
     for error in broken:
         print(f"skipped: {error}")
@@ -296,11 +306,24 @@ def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> 
         return {"step": 0}
     try:
         checkpoint.check_resumable(saved, config, data)
+        saved |= own_state_in(saved)
         model.load_state_dict(saved)
         checkpoint.restore_random_state(saved["random"])
         return {**saved, "step": int(saved["step"])}
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"the newest checkpoint in {printable(folder)} is not of this program: {error!r}") from error
+
+
+def own_state_in(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds for this process alone; UserError where it was saved by more or fewer processes."""
+    first = {name: saved[name] for name in OWN_STATE}
+    states = [first, *saved.get("others", [])]
+    if len(states) != processes.count():
+        raise UserError(
+            f"this run was trained by {len(states)} processes, and now there are {processes.count()}: each has images\n"
+            f"and random numbers of its own; go on with torchrun --nproc-per-node, or start afresh with --run-name"
+        )
+    return dict(states[processes.rank()])
 
 
 def build_examiner(images: Folders, shown: Folders, config: Config, device: torch.device) -> Examiner | None:
@@ -319,9 +342,12 @@ def state_of(model: Model, step: int, epoch: int, facts: dict[str, Any]) -> dict
 
 
 def save(model: Model, run_dir: Path, step: int, epoch: int, keep_every_steps: int, facts: dict[str, Any]) -> None:
-    """Write a checkpoint and delete those that need not be kept."""
-    folder = run_dir / "checkpoints"
-    checkpoint.save_checkpoint(folder, state_of(model, step, epoch, facts))
+    """Write a checkpoint and delete those that need not be kept: all processes call it, the first one does it."""
+    folder, state = run_dir / "checkpoints", state_of(model, step, epoch, facts)
+    own_states = processes.gather_to_first({name: state[name] for name in OWN_STATE})
+    if own_states is None:
+        return
+    checkpoint.save_checkpoint(folder, state | {"others": own_states[1:]})
     checkpoint.prune_checkpoints(folder, step, facts["config"]["keep_checkpoints"], keep_every_steps)
 
 
@@ -336,28 +362,30 @@ def evaluate(
     return values
 
 
-def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int:
+def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device: torch.device) -> int:
     """The whole run in its locked folder, from its newest checkpoint on. Returns the program's exit status."""
     # Make ready the images and the device.
-    report_left_out({*images, *shown}, run_dir / "left_out.txt")
+    first = processes.rank() == 0  # the process that reports and saves
+    if first:
+        report_left_out({*images, *shown}, run_dir / "left_out.txt")
     dataset = UnpairedDataset(images[0].files, images[1].files, config)
     data = {"a": images[0].fingerprint, "b": images[1].fingerprint}
     num_samples = min(config.num_samples, *(len(folder.files) for folder in shown))
     view_a, view_b = (load_views(folder.files[:num_samples], config.image_size) for folder in shown)
-    device = pick_device(config.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # pinned memory and the question for bfloat16 go by the current device
-    amp = uses_bf16(config.amp, device)
+    amp, stopped = uses_bf16(config.amp, device), False
+    rate_scale = processes.count() if config.scale_learning_rate else 1
 
     # Build the networks; where the run was interrupted, go on from there.
     seed_everything(config.seed)
     model = build_model(config, device, amp)
     saved = resume(model, run_dir / "checkpoints", config, data)
     step, best_score = saved["step"], saved.get("best_score")
-    template = saved.get("template") if step else measure_faces(images[0].files, images[1].files)
+    template = saved.get("template") if step else measure_faces(images[0].files, images[1].files) if first else None
     facts = {"config": to_dict(config), "data": data, "template": template, "best_score": best_score}
     del saved  # the networks' weights, a second time
-    steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size)
+    if not first and step == 0:
+        seed_everything(config.seed + processes.rank())  # the weights are alike; what is drawn from now on is not
+    steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size, processes.count())
     keep_every_steps = config.keep_every_epochs * steps_per_epoch
     num_steps = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch
     num_steps = min(num_steps, config.max_steps or num_steps)
@@ -365,58 +393,68 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders) -> int
         limit = "--max-steps" if step == config.max_steps else "--num-epochs"
         print(f"{printable(run_dir)} is finished: {step} steps; to go on raise {limit}, or take another --run-name")
         return 0
-    batches = EpochBatches(len(dataset), config.batch_size, config.seed, step, num_steps)
+    share = {"rank": processes.rank(), "num_processes": processes.count()}
+    batches = EpochBatches(len(dataset), config.batch_size, config.seed, step, num_steps, **share)
     loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
-    with atomic_write(run_dir / "config.json") as file:
-        file.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    counts = f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images"
-    print(f"{counts}; {printable(run_dir)}: step {step} of {num_steps}, on {device}{' in bf16' if amp else ''}")
+    log = examiner = None
+    if first:
+        with atomic_write(run_dir / "config.json") as file:
+            file.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        counts = f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images"
+        where = f"{processes.count()} processes, the first " * (processes.count() > 1) + f"on {device}"
+        print(f"{counts}; {printable(run_dir)}: step {step} of {num_steps}, {where}{' in bf16' if amp else ''}")
+        examiner = build_examiner(images, shown, config, device)
+        log = RunLog(run_dir, step, num_steps, steps_per_epoch, config)
 
-    examiner = build_examiner(images, shown, config, device)
-    log = RunLog(run_dir, step, num_steps, steps_per_epoch, config)
-    with stop_requests() as stop, log, running(loader) as pairs:
+    with stop_requests() as stop, log or nullcontext(), running(loader) as pairs:
         # Show what the generators do before the first step.
-        if step == 0 and not stop:
+        if log and step == 0 and not stop:
             log.sample(step, sample_views(model, view_a, view_b))
 
         # Draw a batch of each domain.
         for real_a, real_b in pairs:
-            # Stop between two steps when asked to.
-            if stop:
+            # Stop between two steps when asked to, all processes at the same one.
+            if stopped := processes.any_process(bool(stop)):
                 break
 
             # Set this step's learning rate.
-            learning_rate = learning_rate_at(step, steps_per_epoch, config)
+            learning_rate = learning_rate_at(step, steps_per_epoch, config) * rate_scale
             for group in model.opt_gen.param_groups + model.opt_disc.param_groups:
                 group["lr"] = learning_rate
 
             # Improve the generators and the discriminators, and follow the generators' average.
             real_a, real_b = real_a.to(device, non_blocking=True), real_b.to(device, non_blocking=True)
             identity_share = identity_share_at(step, steps_per_epoch, config)
-            log.collect(train_step(model, real_a, real_b, config, amp, identity_share))
+            losses = train_step(model, real_a, real_b, config, amp, identity_share)
             update_averages(model, step, config.ema_decay)
             step += 1
 
             # Evaluate on held-out images, and keep the best weights so far.
-            if examiner and step % (config.evaluate_every_epochs * steps_per_epoch) == 0:
+            if log and examiner and step % (config.evaluate_every_epochs * steps_per_epoch) == 0:
                 log.evaluation(step, evaluate(examiner, model, run_dir, step, step // steps_per_epoch, facts))
 
             # Report losses, show samples and save everything, each in its own rhythm.
-            if step % config.log_every_steps == 0 or step == num_steps:
+            if log:
+                log.collect(losses)
+            if log and (step % config.log_every_steps == 0 or step == num_steps):
                 check_finite(log.write(step, learning_rate), step)
-            if step % config.sample_every_steps == 0 or step == num_steps:
+            if log and (step % config.sample_every_steps == 0 or step == num_steps):
                 picture = log.sample(step, sample_views(model, view_a, view_b))
             ends_kept_epoch = keep_every_steps and step % keep_every_steps == 0
             if step % config.checkpoint_every_steps == 0 or ends_kept_epoch or step == num_steps:
                 save(model, run_dir, step, step // steps_per_epoch, keep_every_steps, facts)
 
         # Asked to stop: save, and say how to go on.
-        if stop and step < num_steps:
+        if stopped:
             save(model, run_dir, step, step // steps_per_epoch, keep_every_steps, facts)
-            log.say(f"{signal.Signals(stop[0]).name}: saved after step {step}; to go on, run the same command again")
-            return 128 + stop[0]
+            number = stop[0] if stop else signal.SIGTERM  # torchrun's word to the others, which is still on its way
+            if log:
+                log.say(f"{signal.Signals(number).name}: saved after step {step}; to go on, run the same command again")
+            return 128 + number
 
     # Report where the samples are and, on true pairs, the error.
+    if not first:
+        return 0
     print(f"finished {step} steps; samples in {printable(picture)}")
     if config.paired_test:
         truth_a, truth_b = (load_views(folder.files, config.image_size) for folder in shown)
@@ -429,9 +467,14 @@ def main(config: Config) -> int:
     """Run `train` alone in the run's folder; what the user can put right is told in a few lines, not a traceback."""
     run_dir = Path(config.runs_dir, config.run_name)
     try:
+        device = pick_device(config.device)
+        if device.type == "cuda":
+            device = torch.device("cuda", device.index or processes.local_rank())
+            torch.cuda.set_device(device)  # pinned memory and the question for bfloat16 go by the current device
         images, shown = find_data(config)
-        with checkpoint.lock_run(run_dir):
-            return train(config, run_dir, images, shown)
+        lock = checkpoint.lock_run(run_dir) if processes.rank() == 0 else nullcontext()
+        with lock, processes.connected(device):
+            return train(config, run_dir, images, shown, device)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:  # out of a worker its text is a traceback, whose last line says what happened
@@ -439,9 +482,15 @@ def main(config: Config) -> int:
     except torch.OutOfMemoryError:
         print("error: the GPU's memory is full: lower --batch-size, --image-size or --base-channels", file=sys.stderr)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if processes.is_about_another(error):
+            print(
+                "error: another process is gone; the newest checkpoint is whole: run the same command again",
+                file=sys.stderr,
+            )
+        elif "DataLoader worker" in str(error):
+            print(f"error: {error}\noften the memory is full: lower --num-workers or --batch-size", file=sys.stderr)
+        else:
             raise
-        print(f"error: {error}\noften the memory is full: lower --num-workers or --batch-size", file=sys.stderr)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 1

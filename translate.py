@@ -23,6 +23,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import processes
 from checkpoint import Direction, load_trained
 from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
 from faces import Face, Template, align, find_faces, paste
@@ -388,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             translate_stream(translator, sys.stdin.buffer, sys.stdout.buffer, write)
             return 0
         jobs = find_jobs([Path(photo) for photo in args.photos], args.out)
-        summary = translate_files(translator, jobs, write)
+        summary = translate_files(translator, jobs[processes.rank() :: processes.count()], write)  # its share of them
         print(f"{summary}\nin {printable(args.out)}")
         return 1 if summary.skipped else 0
     except (ValueError, OSError, SyntaxError) as error:

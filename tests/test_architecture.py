@@ -20,6 +20,7 @@ FLOORS = {
         "health",
         "losses",
         "metrics",
+        "processes",
         "utils",
         "weights_file",
     },

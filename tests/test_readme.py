@@ -33,6 +33,7 @@ COMMANDS = [
 DOWNLOAD_FLAGS = ("list", "dataset", "weights", "test-images", "url")
 TRANSLATE_FLAGS = ("direction", "crops", "side-by-side", "out", "no-metadata", "like", "all-checkpoints")
 BENCHMARK_FLAGS = ("compare",)
+TORCHRUN_FLAGS = ("nproc-per-node", "nnodes", "node-rank", "master-addr")
 SHORT = [*SMALL, "--max-steps", "2", "--num-workers", "0"]
 
 
@@ -74,7 +75,13 @@ def test_every_command_is_known_to_these_tests() -> None:
         "evaluate.py",
         "benchmark.py",
     )
-    kinds = (*(f"python {program}" for program in programs), "python -m pytest", "tensorboard --logdir runs", *SET_UP)
+    kinds = (
+        *(f"python {program}" for program in programs),
+        "python -m pytest",
+        "tensorboard --logdir runs",
+        "torchrun --nproc-per-node=4 train.py",
+        *SET_UP,
+    )
     assert [command for command in COMMANDS if not command.startswith(kinds)] == []
     assert {kind for kind in kinds if any(command.startswith(kind) for command in COMMANDS)} == set(kinds)
 
@@ -147,6 +154,13 @@ def test_the_import_command_imports_what_the_folder_holds(clone: Path) -> None:
     assert load_generator(clone / "my_weights.safetensors", "ab")
 
 
+def test_the_torchrun_command_trains(clone: Path) -> None:
+    """With two processes instead of four."""
+    (command,) = [command.split() for command in COMMANDS if command.startswith("torchrun")]
+    shown = run(["-m", "torch.distributed.run", "--nproc-per-node=2", *command[2:], *SHORT], cwd=clone)
+    assert "finished 2 steps; samples in runs/" in shown
+
+
 def test_the_benchmark_command_prints_a_ratio(clone: Path) -> None:
     (command,) = [command.split() for command in COMMANDS if command.startswith("python benchmark.py")]
     assert "| against plain |" in run([*command[1:], *SMALL, "--parts", "train", "--steps", "1"], cwd=clone)
@@ -180,7 +194,7 @@ def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
 
 def test_every_flag_is_a_knob() -> None:
     knobs = {field.name.replace("_", "-") for field in fields(Config)} | {"no-global-skip", "help"}
-    others = {"logdir", "json", *DOWNLOAD_FLAGS, *TRANSLATE_FLAGS, *BENCHMARK_FLAGS}
+    others = {"logdir", "json", *DOWNLOAD_FLAGS, *TRANSLATE_FLAGS, *BENCHMARK_FLAGS, *TORCHRUN_FLAGS}
     assert set(re.findall(r"--([a-z][a-z-]+)", README)) - others <= knobs
 
 

@@ -1,0 +1,190 @@
+"""Several processes train as one would with a larger batch; they stop, save, resume and end together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, Tiny, make_folders, make_image, run_train
+from test_train import CPU, assert_identical, difference, networks_of
+
+import checkpoint
+import processes
+import train
+import translate
+from config import Config
+from dataset import EpochBatches, count_steps_per_epoch
+from utils import UserError
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def as_one_of(rank: int, count: int, port: int) -> dict[str, str]:
+    """What torchrun tells its processes."""
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port)}  # fmt: skip
+
+
+def torchrun(*flags: str, cwd: Path) -> subprocess.Popen[str]:
+    """Two processes of train.py."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
+         str(ROOT / "train.py"), *SMALL, "--num-workers", "0", "--checkpoint-every-steps", "2", *flags],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def newest(folder: Path) -> dict[str, Any]:
+    state, broken = checkpoint.newest_checkpoint(folder)
+    assert state is not None
+    assert not broken
+    return state
+
+
+@pytest.mark.parametrize(("num_items", "batch_size", "count"), [(12, 1, 2), (13, 2, 2), (11, 2, 3), (7, 1, 4)])
+def test_the_pairs_of_an_epoch_are_shared_without_overlap(num_items: int, batch_size: int, count: int) -> None:
+    steps = 2 * count_steps_per_epoch(num_items, batch_size, count)
+    shares = [list(EpochBatches(num_items, batch_size, 3, 0, steps, rank, count)) for rank in range(count)]
+    whole = list(EpochBatches(num_items - num_items % count, batch_size * count, 3, 0, steps))
+    assert len({tuple(map(len, share)) for share in shares}) == 1  # equally many in every step
+    for epoch in range(2):
+        seen = [pair for share in shares for batch in share for pair in batch if pair[0] == epoch]
+        assert len(seen) == len(set(seen)) == num_items - num_items % count
+    if num_items % count == 0:  # one process with the larger batch would take the same ones in each step
+        for batch, *parts in zip(whole, *shares, strict=True):
+            assert sorted(batch) == sorted(pair for part in parts for pair in part)
+
+
+def test_too_few_images_are_told() -> None:
+    with pytest.raises(UserError, match="3 images are too few for 4 processes"):
+        count_steps_per_epoch(3, 1, 4)
+
+
+def images_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(step)
+    real_a, real_b = (torch.rand(2, 3, 32, 32, dtype=torch.float64) * 2 - 1 for _ in "ab")
+    return real_a, real_b
+
+
+def train_some_steps(config: Config, rows: slice, path: Path | None = None) -> train.Model:
+    torch.manual_seed(0)
+    model = train.build_model(config, CPU)
+    for network in networks_of(model).values():
+        network.double()
+    for step in range(3):
+        real_a, real_b = images_of(step)
+        train.train_step(model, real_a[rows], real_b[rows], config, amp=False)
+    if path:
+        gradients = {name: [p.grad for p in net.parameters()] for name, net in networks_of(model).items()}
+        torch.save({"model": model.state_dict(), "gradients": gradients}, path)
+    return model
+
+
+def train_as_rank(rank: int, port: int, config: Config, folder: Path) -> None:
+    os.environ |= as_one_of(rank, 2, port)
+    with processes.connected(CPU):
+        train_some_steps(config, slice(rank, rank + 1), folder / f"{rank}.pt")
+
+
+def test_two_processes_equal_one_with_twice_the_batch_and_each_other(tiny: Tiny, tmp_path: Path) -> None:
+    """Without image pools, of which every process has its own."""
+    config, port, context = tiny(pool_size=0, lambda_identity=0.5), free_port(), multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=train_as_rank, args=(rank, port, config, tmp_path)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    one = train_some_steps(config, slice(0, 2))
+    for rank in ranks:
+        rank.join()
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name in ("gen_ab", "gen_ba", "disc_a", "disc_b", "opt_gen", "opt_disc"):
+        assert_identical(first["model"][name], second["model"][name], name)
+    for name, network in networks_of(train_one_more(config, first)).items():
+        assert difference(network, networks_of(one)[name], 1e-10) < 1e-10
+
+
+def train_one_more(config: Config, saved: dict[str, Any]) -> train.Model:
+    """A model with the weights and gradients that a process saved."""
+    model = train.build_model(config, CPU)
+    for name, network in networks_of(model).items():
+        network.double().load_state_dict(saved["model"][name])
+        for weights, gradient in zip(network.parameters(), saved["gradients"][name], strict=True):
+            weights.grad = gradient
+    return model
+
+
+def test_a_resumed_run_of_two_processes_equals_an_undisturbed_one(tmp_path: Path) -> None:
+    make_folders(tmp_path / "data")
+    flags = ("--data-dir", "data", "--diff-augment", "all", "--pool-size", "2")
+    outputs = []
+    for name, steps in (("whole", 6), ("parts", 3), ("parts", 6)):
+        process = torchrun(*flags, "--run-name", name, "--max-steps", str(steps), cwd=tmp_path)
+        outputs.append(process.communicate()[0])
+        assert process.returncode == 0, outputs[-1]
+    assert outputs[0].count("2 processes, the first on cpu") == outputs[0].count("finished 6 steps") == 1
+    whole, parts = (newest(tmp_path / "runs" / name / "checkpoints") for name in ("whole", "parts"))
+    assert len(whole["others"]) == 1
+    assert not torch.equal(whole["random"]["torch"], whole["others"][0]["random"]["torch"])
+    for state in (whole, parts):
+        del state["config"], state["template"]
+    assert_identical(whole, parts)
+    alone = run_train(*SMALL, *flags, "--run-name", "parts", cwd=tmp_path)
+    assert alone.returncode == 1
+    assert "this run was trained by 2 processes, and now there are 1" in alone.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [True, False])
+def test_all_end_with_a_whole_checkpoint_when_one_is_lost_or_all_are_asked_to(tmp_path: Path, lost: bool) -> None:
+    make_folders(tmp_path / "data")
+    process = torchrun("--data-dir", "data", "--num-epochs", "100000", "--log-every-steps", "2", cwd=tmp_path)
+    assert process.stdout is not None
+    shown = ""
+    while "step 6/" not in shown:
+        shown += process.stdout.readline()
+        assert process.poll() is None, shown
+    if lost:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+    else:
+        process.terminate()
+    shown += process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    saved = newest(tmp_path / "runs" / "default" / "checkpoints")
+    assert saved["step"] >= 4
+    if not lost:
+        (step,) = re.findall(r"SIGTERM: saved after step (\d+)", shown)
+        assert saved["step"] == int(step)
+        assert 'train.py", line' not in shown  # the traceback that there is, is torchrun's own
+
+
+def test_photographs_are_shared_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folders(tmp_path / "data")
+    run = run_train(*SMALL, "--data-dir", "data", "--max-steps", "1", "--num-workers", "0", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    (tmp_path / "photos").mkdir()
+    for number in range(5):
+        make_image(number, (64, 64)).save(tmp_path / "photos" / f"{number}.png")
+    made = []
+    for rank in range(2):
+        for name, value in as_one_of(rank, 2, 0).items():
+            monkeypatch.setenv(name, value)
+        out = tmp_path / f"out{rank}"
+        photos, weights = str(tmp_path / "photos"), str(tmp_path / "runs" / "default")
+        assert translate.main([photos, "--weights", weights, "--crops", "--out", str(out)]) == 0
+        made.append({path.name for path in out.iterdir()})
+    assert made[0] | made[1] == {f"{number}.png" for number in range(5)}
+    assert not made[0] & made[1]
