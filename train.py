@@ -471,6 +471,7 @@ def main(config: Config) -> int:
         if device.type == "cuda":
             device = torch.device("cuda", device.index or processes.local_rank())
             torch.cuda.set_device(device)  # pinned memory and the question for bfloat16 go by the current device
+            torch.backends.cudnn.benchmark = True  # all steps are of one size: find the fastest convolutions once
         images, shown = find_data(config)
         lock = checkpoint.lock_run(run_dir) if processes.rank() == 0 else nullcontext()
         with lock, processes.connected(device):
