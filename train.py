@@ -362,6 +362,15 @@ def evaluate(
     return values
 
 
+def announce(config: Config, run_dir: Path, images: Folders, state: str) -> None:
+    """Write the configuration into the run's folder, and say what is going to happen."""
+    with atomic_write(run_dir / "config.json") as file:
+        file.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    counts = f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images"
+    others = f", the first of {processes.count()} processes" if processes.count() > 1 else ""
+    print(f"{counts}; {printable(run_dir)}: {state}{others}")
+
+
 def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device: torch.device) -> int:
     """The whole run in its locked folder, from its newest checkpoint on. Returns the program's exit status."""
     # Make ready the images and the device.
@@ -396,15 +405,10 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
     share = {"rank": processes.rank(), "num_processes": processes.count()}
     batches = EpochBatches(len(dataset), config.batch_size, config.seed, step, num_steps, **share)
     loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
-    log = examiner = None
     if first:
-        with atomic_write(run_dir / "config.json") as file:
-            file.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        counts = f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images"
-        where = f"{processes.count()} processes, the first " * (processes.count() > 1) + f"on {device}"
-        print(f"{counts}; {printable(run_dir)}: step {step} of {num_steps}, {where}{' in bf16' if amp else ''}")
-        examiner = build_examiner(images, shown, config, device)
-        log = RunLog(run_dir, step, num_steps, steps_per_epoch, config)
+        announce(config, run_dir, images, f"step {step} of {num_steps}, on {device}{' in bf16' if amp else ''}")
+    examiner = build_examiner(images, shown, config, device) if first else None
+    log = RunLog(run_dir, step, num_steps, steps_per_epoch, config) if first else None
 
     with stop_requests() as stop, log or nullcontext(), running(loader) as pairs:
         # Show what the generators do before the first step.
@@ -447,7 +451,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
         # Asked to stop: save, and say how to go on.
         if stopped:
             save(model, run_dir, step, step // steps_per_epoch, keep_every_steps, facts)
-            number = stop[0] if stop else signal.SIGTERM  # torchrun's word to the others, which is still on its way
+            number = stop[0] if stop else signal.SIGTERM  # its own is still on its way from torchrun
             if log:
                 log.say(f"{signal.Signals(number).name}: saved after step {step}; to go on, run the same command again")
             return 128 + number

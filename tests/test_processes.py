@@ -134,7 +134,7 @@ def test_a_resumed_run_of_two_processes_equals_an_undisturbed_one(tmp_path: Path
         process = torchrun(*flags, "--run-name", name, "--max-steps", str(steps), cwd=tmp_path)
         outputs.append(process.communicate()[0])
         assert process.returncode == 0, outputs[-1]
-    assert outputs[0].count("2 processes, the first on cpu") == outputs[0].count("finished 6 steps") == 1
+    assert outputs[0].count("on cpu, the first of 2 processes") == outputs[0].count("finished 6 steps") == 1
     whole, parts = (newest(tmp_path / "runs" / name / "checkpoints") for name in ("whole", "parts"))
     assert len(whole["others"]) == 1
     assert not torch.equal(whole["random"]["torch"], whole["others"][0]["random"]["torch"])
