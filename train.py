@@ -410,7 +410,8 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
     examiner = build_examiner(images, shown, config, device) if first else None
     log = RunLog(run_dir, step, num_steps, steps_per_epoch, config) if first else None
 
-    with stop_requests() as stop, log or nullcontext(), running(loader) as pairs:
+    alone = processes.count() == 1  # torchrun, like the terminal, sends Ctrl-C on
+    with stop_requests(second_ends=alone) as stop, log or nullcontext(), running(loader) as pairs:
         # Show what the generators do before the first step.
         if log and step == 0 and not stop:
             log.sample(step, sample_views(model, view_a, view_b))

@@ -135,12 +135,15 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append their number to, instead of ending the process; a second one ends it."""
+def stop_requests(second_ends: bool = True) -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM append their number to, instead of ending the process.
+
+    A second one ends it, unless `second_ends` is false: where a supervisor repeats signals and kills who does not stop.
+    """
     requests: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if requests:
+        if requests and second_ends:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         requests.append(number)

@@ -128,7 +128,7 @@ def train_one_more(config: Config, saved: dict[str, Any]) -> train.Model:
 
 def test_a_resumed_run_of_two_processes_equals_an_undisturbed_one(tmp_path: Path) -> None:
     make_folders(tmp_path / "data")
-    flags = ("--data-dir", "data", "--diff-augment", "all", "--pool-size", "2")
+    flags = ("--data-dir", "data", "--diff-augment", "all", "--pool-size", "2", "--scale-learning-rate")
     outputs = []
     for name, steps in (("whole", 6), ("parts", 3), ("parts", 6)):
         process = torchrun(*flags, "--run-name", name, "--max-steps", str(steps), cwd=tmp_path)
@@ -137,6 +137,7 @@ def test_a_resumed_run_of_two_processes_equals_an_undisturbed_one(tmp_path: Path
     assert outputs[0].count("on cpu, the first of 2 processes") == outputs[0].count("finished 6 steps") == 1
     whole, parts = (newest(tmp_path / "runs" / name / "checkpoints") for name in ("whole", "parts"))
     assert len(whole["others"]) == 1
+    assert whole["opt_gen"]["param_groups"][0]["lr"] == 2 * Config().learning_rate
     assert not torch.equal(whole["random"]["torch"], whole["others"][0]["random"]["torch"])
     for state in (whole, parts):
         del state["config"], state["template"]
@@ -160,13 +161,14 @@ def test_all_end_with_a_whole_checkpoint_when_one_is_lost_or_all_are_asked_to(tm
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
     else:
-        process.terminate()
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
     shown += process.communicate(timeout=60)[0]
     assert process.returncode != 0
     saved = newest(tmp_path / "runs" / "default" / "checkpoints")
     assert saved["step"] >= 4
     if not lost:
-        (step,) = re.findall(r"SIGTERM: saved after step (\d+)", shown)
+        (step,) = re.findall(r"SIG(?:INT|TERM): saved after step (\d+)", shown)
         assert saved["step"] == int(step)
         assert 'train.py", line' not in shown  # the traceback that there is, is torchrun's own
 
