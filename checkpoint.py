@@ -98,7 +98,7 @@ def prune_checkpoints(folder: Path, step: int, keep: int, keep_every_steps: int)
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what a save left behind when the process was killed in it."""
-    for path in folder.glob("step_*.pt.tmp"):
+    for path in folder.glob(".step_*.pt.*.tmp"):
         path.unlink()
 
 
@@ -123,6 +123,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Nothing in the file is executed: `weights_only` refuses any pickle that holds more than tensors and plain values.
     """
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {printable(path)}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
             damaged = archive.testzip()
@@ -244,11 +246,22 @@ def load_trained(path: str | os.PathLike[str], direction: Direction, ema: bool =
         generator.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{printable(path)} does not fit the network it describes: {name} differs") from error
+    if not all(torch.isfinite(weights).all() for weights in generator.parameters()):
+        raise CheckpointError(f"{printable(path)} holds numbers that are not finite: its training went wrong")
+    return Trained(generator.eval(), config, _checked_template(template, path))
+
+
+def _checked_template(template: Any, path: Path) -> Template | None:
+    """A template out of a file; CheckpointError unless it is none or five different places in an image."""
+    if template is None:
+        return None
     try:
-        template = tuple((float(x), float(y)) for x, y in template) if template is not None else None
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{printable(path)} has a template that is none: {template!r}") from error
-    return Trained(generator.eval(), config, template)
+        places = tuple((float(x), float(y)) for x, y in template)
+    except (TypeError, ValueError):
+        places = ()
+    if len(places) != 5 or len(set(places)) != 5 or not all(abs(value) < 10 for place in places for value in place):
+        raise CheckpointError(f"{printable(path)} has a template that is none: {str(template)[:200]}")
+    return places
 
 
 def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

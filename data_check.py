@@ -158,7 +158,7 @@ def as_table(report: dict[str, Any], show: int = 10) -> str:
         sizes = list(seen["sizes"].items())
         size = f"{sizes[0][0]}" + f" and {len(sizes) - 1} more" * (len(sizes) > 1) if sizes else "-"
         faces = seen["looked_for_faces_in"]
-        rows.append((name, f"{seen['images']}", f"{len(seen['left_out'])}", size, " ".join(seen["formats"]),
+        rows.append((printable(name), f"{seen['images']}", f"{len(seen['left_out'])}", size, " ".join(seen["formats"]),
                      f"{100 * seen['one_face'] / faces:.0f} % of {faces}" if faces else "-"))  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -196,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, default=Path("data_check.png"), help="the contact sheet (%(default)s)")
     args = parser.parse_args(argv)
     try:
+        if not args.sheet.name or args.folder.resolve() in args.sheet.resolve().parents:
+            raise UserError("--sheet must name a file outside the data set, which is not changed")
         classes = check_classes(args.folder)
         report = as_report(args.folder, classes)
         print(json.dumps(report, indent=2) if args.json else as_table(report))

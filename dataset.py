@@ -119,8 +119,12 @@ def scan_folder(path: Path) -> ImageFolder:
 
 
 def visible_files(top: Path) -> Iterator[Path]:
-    """All visible files below a folder, sorted."""
-    for folder, subfolders, names in os.walk(top):
+    """All visible files below a folder, sorted; OSError where a folder in it cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, subfolders, names in os.walk(top, onerror=fail if top.is_dir() else None):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 

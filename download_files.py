@@ -261,8 +261,8 @@ def move_all(moves: Sequence[tuple[Path, Path]]) -> None:
             os.rename(staged, target)
             done.append((staged, target))
     except OSError as error:
-        for staged, target in done:
-            os.rename(target, staged)
+        for old, new in done:
+            os.rename(new, old)
         raise UserError(f"could not put {printable(target)} in place: {error}") from error
 
 
@@ -319,6 +319,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--domain-b", default=Config.domain_b, help="folder name of domain b (default: %(default)s)")
     args = parser.parse_args(argv)
     args.chosen = [source for name, source in SOURCES.items() if getattr(args, name)]
+    if "" in (args.url, args.check):
+        parser.error("--url and --check take a name that is not empty")
     if args.url and len(args.chosen) != 1:
         parser.error("--url needs one of --dataset, --weights and --test-images")
     if args.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", args.sha256):

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from checkpoint import Direction, Trained, checkpoint_step, list_checkpoints, load_trained
+from checkpoint import CheckpointError, Direction, Trained, checkpoint_step, list_checkpoints, load_trained
 from config import Config
 from dataset import find_images, load_views
 from judges import (
@@ -89,8 +89,16 @@ def load_domain(config: Config, index: int, device: torch.device) -> Domain:
         folder = find_images(config, split)[index]
         if not folder.files:
             raise UserError(f"no usable images in {printable(folder.path)}; --data-dir names the data set")
+        if split == "train" and len(folder.files) < 2:
+            raise UserError(f"the judge of the domain needs two training images, found one in {printable(folder.path)}")
         views[split] = load_views(folder.files, config.image_size).to(device)
     return Domain((config.domain_a, config.domain_b)[index], views["train"], views["test"])
+
+
+def check_pairs(a: Domain, b: Domain, paired: bool) -> None:
+    """UserError where test images are to be true pairs and there are more of one domain."""
+    if paired and len(a.test) != len(b.test):
+        raise UserError(f"pairs want as many test images of both domains, found {len(a.test)} and {len(b.test)}")
 
 
 def find_judges(a: Domain, b: Domain, inception_weights: str | None) -> Judges:
@@ -221,11 +229,18 @@ def rank_checkpoints(run_dir: Path, data_dir: str | None, device: torch.device, 
     config = load_trained(paths[-1], "ab").config
     config = replace(config, data_dir=data_dir or config.data_dir)
     a, b = (load_domain(config, index, device) for index in (0, 1))
+    check_pairs(a, b, config.paired_test)
     examiner = Examiner(a.train, b.train, a.test, b.test, config.paired_test)
     found = {}
     for path in tqdm(paths, unit=" checkpoints", leave=False, disable=None):
-        both = load_both(path, device)
+        try:
+            both = load_both(path, device)
+        except CheckpointError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
         found[checkpoint_step(path)] = examiner.examine(both["ab"].generator, both["ba"].generator)
+    if not found:
+        raise UserError(f"no checkpoint in {printable(run_dir / 'checkpoints')} is whole")
     with atomic_write(out / "checkpoints.json") as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n")
     with atomic_write(out / "curves.png") as temporary:
@@ -280,8 +295,7 @@ def run(args: argparse.Namespace) -> str:
     config = replace(config, data_dir=args.data_dir or config.data_dir)
     a, b = (load_domain(config, index, device) for index in (0, 1))
     paired = args.paired or config.paired_test
-    if paired and len(a.test) != len(b.test):
-        raise UserError(f"pairs want as many test images of both domains, found {len(a.test)} and {len(b.test)}")
+    check_pairs(a, b, paired)
     judges = find_judges(a, b, args.inception_weights)
     generators: dict[Direction, nn.Module] = {direction: trained.generator for direction, trained in both.items()}
     tables, report = [], {"weights": str(args.weights), "data_dir": config.data_dir,

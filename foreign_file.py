@@ -73,6 +73,8 @@ def read_file(path: Path) -> Any:
                 "if you trust the file, open it in its own project and save the generators' state_dict()"
             ) from error
         reason = ascii((str(error) or repr(error)).splitlines()[0][:200])
+        if "weights_only" in reason:  # torch's advice is to run what is in the file
+            reason = "it holds more than tensors and plain values, or is of another program"
         raise ForeignFileError(f"is damaged or no PyTorch file: {reason}") from error
 
 

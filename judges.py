@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from faces import align, find_faces
 from metrics import absolute_errors, kernel_distance, ssim, translate_in_batches
-from utils import UserError, tensor_to_image
+from utils import UserError, printable, tensor_to_image
 
 Features = Callable[[Tensor], np.ndarray]  # images (N, 3, H, W) in [-1, 1] to (N, d) float64
 SFACE_SIDE = 112  # px
@@ -194,6 +194,8 @@ def inception_features(weights: str | None, device: torch.device) -> Features:
     except ImportError:
         raise UserError("KID and FID need torch-fidelity: pip install -r requirements-extra.txt") from None
     try:
+        if weights:
+            refuse_code(Path(weights))  # torch-fidelity would run it
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
     except Exception as error:  # a network that is not there fails in many ways
         raise UserError(
@@ -211,6 +213,16 @@ def inception_features(weights: str | None, device: torch.device) -> Features:
         return torch.cat([network(batch.to(device))[0] for batch in batches]).double().cpu().numpy()
 
     return features
+
+
+def refuse_code(path: Path) -> None:
+    """UserError unless a file of weights holds nothing but tensors and plain values."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
+        raise UserError(f"{printable(path)} is damaged, or holds more than tensors and plain values") from error
 
 
 def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:

@@ -67,8 +67,8 @@ class ImagePool:
         return old.to(image.device)  # a restored pool is on the CPU at first
 
     def state_dict(self) -> dict[str, Any]:
-        """Images and random state, in types that `torch.load(weights_only=True)` takes."""
-        return {"images": list(self.images), "random": self.random.getstate()}
+        """Images, on the CPU, and random state, in types that `torch.load(weights_only=True)` takes."""
+        return {"images": [image.cpu() for image in self.images], "random": self.random.getstate()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""

@@ -11,11 +11,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+PATIENCE = timedelta(hours=1)  # while the first process scans, evaluates or saves, the others wait for it
 
 
 def rank() -> int:
@@ -39,8 +42,10 @@ def connected(device: torch.device) -> Iterator[None]:
     if count() == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     yield
+    any_process(False)  # all end together: torchrun stops the others when one ends with another status than 0
     dist.destroy_process_group()  # not after an error: it would wait for processes that wait for this one
 
 

@@ -208,7 +208,8 @@ def read_photo(source: str | os.PathLike[str] | IO[bytes]) -> tuple[Photo, Stora
         options["lossless"] = True
     elif image.format == "TIFF":
         options["compression"] = "tiff_deflate"
-    return open_photo(image), Storage(image.format, options)
+    # cameras' MPO is a JPEG with further pictures behind it
+    return open_photo(image), Storage("JPEG" if image.format == "MPO" else image.format, options)
 
 
 def write_photo(
@@ -226,7 +227,8 @@ def write_photo(
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", LABEL)
     elif label and storage.format in ("JPEG", "WEBP"):
         options["xmp"] = LABEL.encode()
-    image.info = {}
+    untouched = not photo.faces and not side_by_side  # then a palette's transparent colour is what it was
+    image.info = {key: image.info[key] for key in ("transparency",) if untouched and key in image.info}
     image.save(target, storage.format, **options)
 
 
@@ -255,6 +257,10 @@ class Summary:
         self.num_faces += sum(face is not None for face in faces)
         self.num_faceless += not faces
 
+    def skip(self, source: Path, error: Exception) -> None:
+        reason, *_ = str(error).splitlines() or [type(error).__name__]
+        self.skipped.append(f"  {printable(source)}: {reason}")
+
     def __str__(self) -> str:
         text = f"translated {self.num_translated} files" + f", {self.num_faces} faces" * bool(self.num_faces)
         text += f"; {self.num_faceless} without a face were left as they are" * bool(self.num_faceless)
@@ -268,17 +274,22 @@ def find_jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
         UserError: a source is not there, two results would have one name, or a result would replace a source.
     """
     jobs: list[tuple[Path, Path]] = []
+    written_to = out.resolve()
     for source in sources:
         if source.is_dir():
+            if source.resolve() == written_to:
+                raise UserError(f"{printable(source)} would be overwritten: choose another folder with --out")
             files = [file for file in visible_files(source) if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES]
-            jobs += [(file, out / file.relative_to(source)) for file in files if out not in file.parents]
+            if source.resolve() in written_to.parents:  # then earlier results are among them
+                files = [file for file in files if written_to not in file.resolve().parents]
+            jobs += [(file, out / file.relative_to(source)) for file in files]
         elif source.exists():
             jobs.append((source, out / source.name))
         else:
             raise UserError(f"there is no {printable(source)}")
     made_from: dict[Path, Path] = {}
     for source, target in jobs:
-        if target.exists() and target.samefile(source):
+        if target.resolve() == source.resolve():
             raise UserError(f"{printable(source)} would be overwritten: choose another folder with --out")
         if target in made_from:
             raise UserError(
@@ -298,18 +309,22 @@ def translate_files(translator: Translator, jobs: Sequence[tuple[Path, Path]], w
             opened = []
             for source, target in batch:
                 try:
+                    if not source.is_file():  # a pipe would block for ever
+                        raise UserError("not a regular file")
                     if source.suffix.lower() in VIDEO_SUFFIXES:
                         summary.add(translate_frames(translator, source, target))
                     else:
-                        opened.append((*read_photo(source), target))
+                        opened.append((source, *read_photo(source), target))
                 except Exception as error:  # decoders of damaged files raise anything; whatever it is, it is the reason
-                    reason, *_ = str(error).splitlines() or [type(error).__name__]
-                    summary.skipped.append(f"  {printable(source)}: {reason}")
-            translator.translate([photo for photo, *_ in opened])
-            for photo, storage, target in opened:
-                with atomic_write(target) as temporary:
-                    write(photo, temporary, storage)
-                summary.add(photo.faces)
+                    summary.skip(source, error)
+            translator.translate([photo for _, photo, *_ in opened])
+            for source, photo, storage, target in opened:
+                try:
+                    with atomic_write(target) as temporary:
+                        write(photo, temporary, storage)
+                    summary.add(photo.faces)
+                except (ValueError, OSError) as error:  # this one cannot be written; others may
+                    summary.skip(source, error)
             bar.update(len(batch))
     return summary
 
@@ -368,6 +383,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1, got {args.batch_size}")
+    if "" in args.photos:
+        parser.error("a photograph's name is empty")
     if "-" in args.photos and len(args.photos) > 1:
         parser.error("- stands alone: the result goes to the standard output")
     return args
@@ -381,17 +398,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         translator = load_translator(args.weights, args.direction, args.device, whole=args.crops,
                                      batch_size=args.batch_size)  # fmt: skip
         if args.like:
-            translator.template = measure_faces(scan_folder(args.like).files)
+            examples = scan_folder(args.like).files
+            if not examples:
+                raise UserError(f"no usable images in {printable(args.like)}")
+            translator.template = measure_faces(examples)
             translator.whole = args.crops or translator.template is None
         if translator.template is None and not args.crops:
-            print("these weights know of no faces (see --like): whole images are translated", file=sys.stderr)
+            source = "the example images show" if args.like else "these weights know of"
+            print(f"{source} no faces (see --like): whole images are translated", file=sys.stderr)
         if args.photos == ["-"]:
+            if sys.stdin is None:
+                raise UserError("the standard input is closed")
             translate_stream(translator, sys.stdin.buffer, sys.stdout.buffer, write)
             return 0
         jobs = find_jobs([Path(photo) for photo in args.photos], args.out)
         summary = translate_files(translator, jobs[processes.rank() :: processes.count()], write)  # its share of them
         print(f"{summary}\nin {printable(args.out)}")
-        return 1 if summary.skipped else 0
+        # torchrun would end the other processes if one of them failed
+        return 1 if summary.skipped and processes.count() == 1 else 0
     except (ValueError, OSError, SyntaxError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

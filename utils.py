@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,2})?"
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 89_478_485  # Pillow warns above this and fails above twice this; we refuse above this
 
@@ -46,7 +48,11 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, pr
         OSError, ValueError, SyntaxError: no image of these formats, damaged, too small or too large. Pillow has no
             common error for bad data: some decoders raise others still.
     """
-    with Image.open(source, formats=IMAGE_FORMATS) as image:
+    try:
+        opened = Image.open(source, formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too large: {error}") from None
+    with opened as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"too large: {image.width}x{image.height} px, over {MAX_PIXELS} pixels")
         if min(image.size) < min_side:
@@ -107,10 +113,12 @@ def seed_everything(seed: int) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first of cuda, mps, cpu that is there. UserError if it is not there."""
+    """The device called `name`; "auto" is the first of cuda, mps, cpu that is there. UserError if there is none."""
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    if not re.fullmatch(DEVICES, name):
+        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
     device = torch.device(name)
     num_gpus = torch.cuda.device_count()
     if (device.type == "mps" and not has_mps) or (device.type == "cuda" and (device.index or 0) >= num_gpus):
@@ -163,7 +171,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or the file cannot be written; nothing is left of it, and an older `path` stays.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")  # nobody's file, and not too long a name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -206,11 +206,20 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, container:
     assert not trace.exists()
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, saved: Path) -> None:
+    state = torch.load(saved, weights_only=True)
+    next(iter(state["ema_gen_ab"].values()))[0] = torch.nan
+    torch.save(state, tmp_path / "sick.pt")
+    with pytest.raises(CheckpointError, match=r"sick\.pt holds numbers that are not finite"):
+        load_generator(tmp_path / "sick.pt", "ab")
+    assert load_generator(tmp_path / "sick.pt", "ba")
+
+
 def test_other_files_are_refused_with_a_clear_word(tmp_path: Path, saved: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no checkpoint of this program"):
         load_generator(tmp_path / "other.pt", "ab")
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"there is no file .*missing\.pt"):
         load_generator(tmp_path / "missing.pt", "ab")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         load_generator(tmp_path, "ab")

@@ -106,6 +106,12 @@ def test_a_folder_without_images_is_told(name: str, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_the_contact_sheet_replaces_no_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for sheet in (next(folder.rglob("*.png")), Path("")):
+        assert data_check.main([str(folder), "--sheet", str(sheet) if sheet.name else ""]) == 1
+        assert "outside the data set" in capsys.readouterr().err
+
+
 def test_the_data_set_module_runs_it(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "dataset.py"), str(folder)], cwd=tmp_path, capture_output=True, text=True

@@ -107,11 +107,24 @@ def test_what_is_missing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_too_few_images_and_unequal_pairs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folders(tmp_path / "data", 4, 3)
+    make_folders(tmp_path / "one", 1, 1)
+    run = [*SMALL, "--data-dir", str(tmp_path / "data"), "--max-steps", "1", "--num-workers", "0"]
+    assert run_train(*run, cwd=tmp_path).returncode == 0
+    weights = str(tmp_path / "runs" / "default")
+    assert main(["--weights", weights, "--data-dir", str(tmp_path / "one"), "--out", str(tmp_path / "out")]) == 1
+    assert "needs two training images" in capsys.readouterr().err
+    assert main(["--weights", weights, "--paired", "--out", str(tmp_path / "out")]) == 1
+    assert "as many test images of both domains, found 4 and 3" in capsys.readouterr().err
+
+
 def test_all_checkpoints_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folders(tmp_path / "data", 12, 10)
     run = [*SMALL, "--data-dir", str(tmp_path / "data"), "--max-steps", "6", "--num-workers", "0"]
     assert run_train(*run, "--checkpoint-every-steps", "2", cwd=tmp_path).returncode == 0
-    out = tmp_path / "out"
+    out, folder = tmp_path / "out", tmp_path / "runs" / "default" / "checkpoints"
+    (folder / "step_00000003.pt").write_bytes((folder / "step_00000002.pt").read_bytes()[:1000])
     assert main(["--weights", str(tmp_path / "runs" / "default"), "--out", str(out), "--all-checkpoints"]) == 0
     found = json.loads((out / "checkpoints.json").read_text())
     assert set(found) == {"2", "4", "6"}

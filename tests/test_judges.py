@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,19 @@ def test_without_torch_fidelity_the_way_out_is_told(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(UserError, match=r"requirements-extra\.txt"):
         inception_features(None, torch.device("cpu"))
+
+
+def test_a_file_of_weights_that_holds_code_is_not_run(tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is in requirements-extra.txt")
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "trace",)
+
+    torch.save(Evil(), tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="more than tensors and plain values"):
+        inception_features(str(tmp_path / "evil.pth"), torch.device("cpu"))
+    assert not (tmp_path / "trace").exists()
 
 
 def test_without_inceptions_weights_the_way_out_is_told() -> None:

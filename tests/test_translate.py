@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import zipfile
@@ -252,6 +253,52 @@ def test_a_folder_with_broken_files_is_finished_and_they_are_listed(
     assert len(list((tmp_path / "out" / "deep").iterdir())) == 95
 
 
+def test_what_cannot_be_written_or_read_does_not_keep_others_from_it(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    os.mkfifo(folder / "a.jpg")
+    Image.new("RGB", (40_000, 10)).save(folder / "b.jpg")  # beside itself too wide for a JPEG
+    photograph(1).save(folder / "c.jpg")
+    out.mkdir()
+    (out / "c.jpg.tmp").write_text("mine")
+    flags = ["--weights", str(weights), "--out", str(out), "--side-by-side"]
+    assert main([str(folder), *flags, "--crops"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.startswith("translated 1 files\nskipped 2:\n")
+    assert "a.jpg: not a regular file" in shown
+    assert "b.jpg: " in shown
+    assert sorted(path.name for path in out.iterdir()) == ["c.jpg", "c.jpg.tmp"]
+
+
+def test_a_palettes_transparent_colour_stays_where_nothing_is_translated(tmp_path: Path, weights: Path) -> None:
+    image = Image.linear_gradient("L").convert("RGB").quantize(16)
+    image.info["transparency"] = 3
+    image.save(tmp_path / "a.png")
+    assert main([str(tmp_path / "a.png"), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 0
+    before, after = (Image.open(folder / "a.png").convert("RGBA") for folder in (tmp_path, tmp_path / "out"))
+    assert before.getextrema()[3] == (0, 255)
+    assert np.array_equal(before, after)
+
+
+def test_a_camera_file_of_two_pictures_becomes_a_labelled_jpeg(tmp_path: Path, weights: Path) -> None:
+    photograph(1).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[photograph(0)])
+    assert Image.open(tmp_path / "a.jpg").format == "MPO"
+    assert main([str(tmp_path / "a.jpg"), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 0
+    assert "xmp" in Image.open(tmp_path / "out" / "a.jpg").info
+
+
+def test_a_bomb_on_the_standard_input_is_an_error(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue())))
+    assert main(["-", "--weights", str(weights)]) == 1
+    assert "error: too large" in capsys.readouterr().err
+
+
 def test_standard_input_becomes_standard_output(tmp_path: Path, weights: Path) -> None:
     buffer = io.BytesIO()
     photograph(1).save(buffer, "PNG")
@@ -269,6 +316,9 @@ def test_results_never_replace_their_sources_or_each_other(tmp_path: Path) -> No
         photograph(0).save(tmp_path / name)
     with pytest.raises(UserError, match="would be overwritten"):
         find_jobs([tmp_path / "a" / "x.png"], tmp_path / "a")
+    for out in (tmp_path / "a", tmp_path / "a" / "new" / ".."):  # the folder itself, and by a way that is not there yet
+        with pytest.raises(UserError, match="would be overwritten"):
+            find_jobs([tmp_path / "a"], out)
     with pytest.raises(UserError, match="would both become"):
         find_jobs([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"], tmp_path / "out")
     assert [target for _, target in find_jobs([tmp_path], tmp_path / "out")] == [
@@ -290,6 +340,9 @@ def test_earlier_results_below_a_folder_are_not_translated_again(tmp_path: Path)
         (["-", "a.jpg"], "- stands alone"),
         (["a.jpg", "--batch-size", "0"], "at least 1"),
         (["a.jpg", "--device", "cuda:7"], "device cuda:7 is not here"),
+        (["a.jpg", "--device", "foo"], "device must be auto"),
+        (["a.jpg", "--like", "nowhere"], "no usable images in nowhere"),
+        ([""], "name is empty"),
         (["a.jpg", "--weights", "nowhere"], "nowhere"),
     ],
 )
@@ -348,5 +401,6 @@ def test_a_folder_of_examples_tells_where_faces_were(tmp_path: Path, capsys: pyt
 
 
 def test_a_template_that_is_none_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="template"):
-        load_translator(write_weights(tmp_path / "w.safetensors", "here"))
+    for template in ("here", [[0.1, 0.2]] * 5, [[0.1, 0.2]], [[float("nan"), n] for n in range(5)]):
+        with pytest.raises(UserError, match=r"w\.safetensors has a template that is none"):
+            load_translator(write_weights(tmp_path / "w.safetensors", template))
