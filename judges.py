@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faces import align, find_faces
+from foreign_file import ForeignFileError, read_file
 from metrics import absolute_errors, kernel_distance, ssim, translate_in_batches
 from utils import UserError, printable, tensor_to_image
 
@@ -216,13 +217,13 @@ def inception_features(weights: str | None, device: torch.device) -> Features:
 
 
 def refuse_code(path: Path) -> None:
-    """UserError unless a file of weights holds nothing but tensors and plain values."""
+    """UserError unless a file of weights holds tensors by name and nothing else."""
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
-        raise UserError(f"{printable(path)} is damaged, or holds more than tensors and plain values") from error
+        weights = read_file(path)
+    except ForeignFileError as error:
+        raise UserError(f"{printable(path)} {error}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{printable(path)} holds more than tensors")
 
 
 def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-PATIENCE = timedelta(hours=1)  # while the first process scans, evaluates or saves, the others wait for it
+PATIENCE = 3600  # seconds for which the others wait while the first process scans, evaluates or saves
 
 
 def rank() -> int:
@@ -43,7 +43,7 @@ def connected(device: torch.device) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
     yield
     any_process(False)  # all end together: torchrun stops the others when one ends with another status than 0
     dist.destroy_process_group()  # not after an error: it would wait for processes that wait for this one
