@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.utils import make_grid
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,2})?"
@@ -100,6 +99,8 @@ def tensor_to_image(tensor: Tensor) -> Image.Image:
 
 def image_grid(columns: Sequence[Tensor], padding: int = 2) -> Tensor:
     """Batches side by side: from C tensors (N, 3, H, W) in [-1, 1], one picture (3, H', W') with N rows of C images."""
+    from torchvision.utils import make_grid  # as slow to import as torch: only who draws waits for it
+
     cells = torch.stack([column.detach().cpu().float() for column in columns], dim=1).flatten(0, 1)
     grid: Tensor = make_grid(cells, nrow=len(columns), padding=padding, pad_value=1.0)
     return grid

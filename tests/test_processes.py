@@ -126,6 +126,7 @@ def train_one_more(config: Config, saved: dict[str, Any]) -> train.Model:
     return model
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_two_processes_equals_an_undisturbed_one(tmp_path: Path) -> None:
     make_folders(tmp_path / "data")
     flags = ("--data-dir", "data", "--diff-augment", "all", "--pool-size", "2", "--scale-learning-rate")
