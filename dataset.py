@@ -1,4 +1,4 @@
-"""Two folders of images to normalised tensors, with augmentation: the same tensor for the same (seed, epoch, index)."""
+"""Two folders of images to tensors, with augmentation: the same tensor for the same (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
 from faces import Template, measure_template
-from utils import UserError, image_to_tensor, printable, read_image
+from utils import UserError, image_to_pixels, image_to_tensor, printable, read_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MIN_SIDE = 16  # px; smaller images are thumbnails and icons, not faces
@@ -191,7 +191,7 @@ class UnpairedDataset(Dataset[tuple[Tensor, Tensor]]):
         return max(len(self.files_a), len(self.files_b))
 
     def __getitem__(self, position: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Two tensors (3, image_size, image_size), float32 in [-1, 1], of domains a and b."""
+        """Two tensors (3, image_size, image_size), uint8, of domains a and b: training normalises them itself."""
         epoch, index = position
         random_numbers = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3, np.uint64)
         partner, seed_a, seed_b = (int(number) for number in random_numbers)
@@ -207,7 +207,7 @@ class UnpairedDataset(Dataset[tuple[Tensor, Tensor]]):
             pixels = np.array(read_image(file))
         except (OSError, ValueError, SyntaxError) as error:  # it was whole when the run began
             raise OSError(f"{printable(file)} cannot be read any more: {error}") from error
-        return image_to_tensor(self.augmentation(image=pixels)["image"])
+        return image_to_pixels(self.augmentation(image=pixels)["image"])
 
 
 def count_steps_per_epoch(num_items: int, batch_size: int, num_processes: int = 1) -> int:
@@ -262,7 +262,7 @@ def build_loader(
     pin_memory: bool = False,
     start_method: str | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches (real_a, real_b), each (N, 3, H, W) float32 in [-1, 1], read by `num_workers` processes.
+    """Batches (real_a, real_b), each (N, 3, H, W) uint8, read by `num_workers` processes.
 
     `start_method` is one of multiprocessing's; None is the platform's own.
     """

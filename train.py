@@ -54,6 +54,7 @@ from run_log import RunLog
 from utils import (
     UserError,
     atomic_write,
+    normalize,
     pick_device,
     printable,
     seed_everything,
@@ -428,7 +429,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
                 group["lr"] = learning_rate
 
             # Improve the generators and the discriminators, and follow the generators' average.
-            real_a, real_b = real_a.to(device, non_blocking=True), real_b.to(device, non_blocking=True)
+            real_a, real_b = (normalize(real.to(device, non_blocking=True)) for real in (real_a, real_b))
             identity_share = identity_share_at(step, steps_per_epoch, config)
             losses = train_step(model, real_a, real_b, config, amp, identity_share)
             update_averages(model, step, config.ema_decay)

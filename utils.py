@@ -85,10 +85,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def image_to_pixels(image: Image.Image | np.ndarray) -> Tensor:
+    """RGB image of 8 bits a channel, (H, W, 3), to a uint8 tensor (3, H, W)."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy: torch wants to own writable memory
+    return pixels.permute(2, 0, 1).contiguous()
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """Pixels, uint8 of any shape, to float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
 def image_to_tensor(image: Image.Image | np.ndarray) -> Tensor:
     """RGB image of 8 bits a channel, (H, W, 3), to a float32 tensor (3, H, W) in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy: torch wants to own writable memory
-    return pixels.permute(2, 0, 1).contiguous().float() / 127.5 - 1
+    return normalize(image_to_pixels(image))
 
 
 def tensor_to_image(tensor: Tensor) -> Image.Image:
