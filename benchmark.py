@@ -30,8 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from config import PRESETS, Config, parse_args
 from dataset import EpochBatches, Folders, UnpairedDataset, build_loader, running, training_images
 from instance_norm import InstanceNorm
-from train import BETA2, Model, build_model, train_step, update_averages
-from utils import UserError, pick_device, printable, seed_everything, uses_bf16
+from train import BETA2, Model, build_model, open_device, train_step, update_averages
+from utils import UserError, printable, seed_everything, uses_bf16
 
 WARM_UP = 2  # steps before the clock runs
 BATCHES = (1, 8, 32)  # of translation
@@ -144,11 +144,12 @@ def plain_networks(model: Model) -> dict[str, nn.Module]:
 
 
 def memory_of(step: Callable[[], object], device: torch.device) -> float:
-    """Bytes at the peak of a step: all that is allocated on a GPU; on a CPU what is kept for the backward pass."""
+    """Bytes at the peak of a step, over what stays between steps; on a CPU only what is kept for the backward pass."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         step()
-        return float(torch.cuda.max_memory_allocated(device))
+        return float(torch.cuda.max_memory_allocated(device) - before)
     with activations() as meter:
         step()
     return float(meter.peak)
@@ -260,7 +261,7 @@ def table(title: str, rows: dict[str, Row]) -> str:
 
 def run(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Measure what was asked for, print a table of each, and return all figures."""
-    device = pick_device(config.device)
+    device = open_device(config)
     amp = uses_bf16(config.amp, device)
     threads = f"{torch.get_num_threads()} CPU threads"
     figures: dict[str, Any] = {

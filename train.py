@@ -469,15 +469,22 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
     return 0
 
 
+def open_device(config: Config) -> torch.device:
+    """The device to train on, made ready for steps that are all of one size."""
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or processes.local_rank())
+        torch.cuda.set_device(device)  # pinned memory and the question for bfloat16 go by the current device
+        torch.backends.cudnn.benchmark = True  # find the fastest convolutions once
+        torch.set_float32_matmul_precision("high")  # TF32, which convolutions use anyway
+    return device
+
+
 def main(config: Config) -> int:
     """Run `train` alone in the run's folder; what the user can put right is told in a few lines, not a traceback."""
     run_dir = Path(config.runs_dir, config.run_name)
     try:
-        device = pick_device(config.device)
-        if device.type == "cuda":
-            device = torch.device("cuda", device.index or processes.local_rank())
-            torch.cuda.set_device(device)  # pinned memory and the question for bfloat16 go by the current device
-            torch.backends.cudnn.benchmark = True  # all steps are of one size: find the fastest convolutions once
+        device = open_device(config)
         images, shown = find_data(config)
         lock = checkpoint.lock_run(run_dir) if processes.rank() == 0 else nullcontext()
         with lock, processes.connected(device):
