@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import processes
 from config import Config, to_dict
 from health import WINDOW, Sign, signs_in_images, signs_in_losses
 from utils import atomic_write, image_grid, tensor_to_image
@@ -31,7 +32,8 @@ class RunLog:
 
     def __init__(self, run_dir: Path, step: int, num_steps: int, steps_per_epoch: int, config: Config) -> None:
         self.run_dir, self.steps_per_epoch = run_dir, steps_per_epoch
-        self.num_steps, self.batch_size = num_steps, config.batch_size
+        self.num_steps = num_steps
+        self.images_per_step = 2 * config.batch_size * processes.count()  # of both domains
         self.names = {"ab": f"{config.domain_a} to {config.domain_b}", "ba": f"{config.domain_b} to {config.domain_a}"}
         self.newest_rows: list[dict[str, float]] = []
         self.warned: set[str] = set()
@@ -62,7 +64,7 @@ class RunLog:
         seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
         row = {name: float(total) / self.num_summed for name, total in self.sums.items()}
         row["learning_rate"] = learning_rate
-        row["images_per_second"] = 2 * self.batch_size * self.num_summed / seconds  # of both domains
+        row["images_per_second"] = self.images_per_step * self.num_summed / seconds
         self.sums, self.num_summed = {}, 0
         for name, value in row.items():
             self.tensorboard.add_scalar(name, value, step)
@@ -121,7 +123,7 @@ class RunLog:
         self.bar.set_description(f"epoch {epoch}", refresh=False)
         self.bar.set_postfix_str(f"{losses}  {speed:.1f} images/s")
         if self.bar.disable:
-            left = tqdm.format_interval((self.num_steps - step) * 2 * self.batch_size / speed)
+            left = tqdm.format_interval((self.num_steps - step) * self.images_per_step / speed)
             self.say(f"step {step}/{self.num_steps}  epoch {epoch}  {losses}  {speed:.1f} images/s  {left} left")
 
     def _append_metrics(self, row: dict[str, float]) -> None:

@@ -94,7 +94,9 @@ class Model:
 def build_model(config: Config, device: torch.device, amp: bool = False) -> Model:
     """Networks with fresh weights, their optimisers, and empty image pools; `amp`: to be trained in bfloat16."""
     pools_of_others = processes.rank() << 64  # above all seeds
-    layout = torch.channels_last if amp else torch.contiguous_format  # what convolutions in that precision are fast in
+    # fastest for convolutions in bfloat16; but on a GPU it slows uncompiled norms (pytorch/pytorch#194616)
+    channels_last = amp and (config.compile or device.type == "cpu")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     gen_ab, gen_ba = (checkpoint.build_generator(config).to(device).to(memory_format=layout) for _ in range(2))
     disc_a, disc_b = (build_discriminator(config).to(device).to(memory_format=layout) for _ in range(2))
     model = Model(
@@ -267,7 +269,14 @@ def learning_rate_at(step: int, steps_per_epoch: int, config: Config) -> float:
     """
     decay_steps = config.num_decay_epochs * steps_per_epoch
     steps_left = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch - step
-    return config.learning_rate * min(1.0, steps_left / max(decay_steps, 1))
+    scale = processes.count() if config.scale_learning_rate else 1
+    return config.learning_rate * scale * min(1.0, steps_left / max(decay_steps, 1))
+
+
+def set_learning_rate(optimizers: Sequence[torch.optim.Adam], learning_rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
 
 
 def identity_share_at(step: int, steps_per_epoch: int, config: Config) -> float:
@@ -313,6 +322,19 @@ def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> 
         return {**saved, "step": int(saved["step"])}
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"the newest checkpoint in {printable(folder)} is not of this program: {error!r}") from error
+
+
+def begin(model: Model, run_dir: Path, config: Config, images: Folders) -> tuple[int, dict[str, Any]]:
+    """How many steps are finished, and what a run knows beside its model: resumed, or new. All processes call it."""
+    data = {"a": images[0].fingerprint, "b": images[1].fingerprint}
+    saved = resume(model, run_dir / "checkpoints", config, data)
+    step, template = saved["step"], saved.get("template")
+    if step == 0 and processes.rank() == 0:
+        template = measure_faces(images[0].files, images[1].files)
+    elif step == 0:
+        seed_everything(config.seed + processes.rank())  # the weights are alike; what is drawn from now on is not
+    best_score = saved.get("best_score")
+    return step, {"config": to_dict(config), "data": data, "template": template, "best_score": best_score}
 
 
 def own_state_in(saved: dict[str, Any]) -> dict[str, Any]:
@@ -379,22 +401,14 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
     if first:
         report_left_out({*images, *shown}, run_dir / "left_out.txt")
     dataset = UnpairedDataset(images[0].files, images[1].files, config)
-    data = {"a": images[0].fingerprint, "b": images[1].fingerprint}
     num_samples = min(config.num_samples, *(len(folder.files) for folder in shown))
     view_a, view_b = (load_views(folder.files[:num_samples], config.image_size) for folder in shown)
     amp, stopped = uses_bf16(config.amp, device), False
-    rate_scale = processes.count() if config.scale_learning_rate else 1
 
     # Build the networks; where the run was interrupted, go on from there.
     seed_everything(config.seed)
     model = build_model(config, device, amp)
-    saved = resume(model, run_dir / "checkpoints", config, data)
-    step, best_score = saved["step"], saved.get("best_score")
-    template = saved.get("template") if step else measure_faces(images[0].files, images[1].files) if first else None
-    facts = {"config": to_dict(config), "data": data, "template": template, "best_score": best_score}
-    del saved  # the networks' weights, a second time
-    if not first and step == 0:
-        seed_everything(config.seed + processes.rank())  # the weights are alike; what is drawn from now on is not
+    step, facts = begin(model, run_dir, config, images)
     steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size, processes.count())
     keep_every_steps = config.keep_every_epochs * steps_per_epoch
     num_steps = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch
@@ -424,9 +438,8 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
                 break
 
             # Set this step's learning rate.
-            learning_rate = learning_rate_at(step, steps_per_epoch, config) * rate_scale
-            for group in model.opt_gen.param_groups + model.opt_disc.param_groups:
-                group["lr"] = learning_rate
+            learning_rate = learning_rate_at(step, steps_per_epoch, config)
+            set_learning_rate((model.opt_gen, model.opt_disc), learning_rate)
 
             # Improve the generators and the discriminators, and follow the generators' average.
             real_a, real_b = (normalize(real.to(device, non_blocking=True)) for real in (real_a, real_b))
@@ -459,13 +472,11 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
             return 128 + number
 
     # Report where the samples are and, on true pairs, the error.
-    if not first:
-        return 0
-    print(f"finished {step} steps; samples in {printable(picture)}")
-    if config.paired_test:
+    if first:
+        print(f"finished {step} steps; samples in {printable(picture)}")
+    if first and config.paired_test:
         truth_a, truth_b = (load_views(folder.files, config.image_size) for folder in shown)
-        generators = model.ema_gen_ab, model.ema_gen_ba
-        print(paired_report(*generators, truth_a, truth_b, config.domain_a, config.domain_b))
+        print(paired_report(model.ema_gen_ab, model.ema_gen_ba, truth_a, truth_b, config.domain_a, config.domain_b))
     return 0
 
 
