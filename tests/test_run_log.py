@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,15 @@ def test_a_row_is_the_mean_since_the_row_before(tmp_path: Path) -> None:
     log_steps(tmp_path, 1, 6, every=3)
     assert [(row["step"], row["loss/gan_ab"]) for row in rows(tmp_path)] == [("3", "2.0"), ("6", "5.0")]
     assert rows(tmp_path)[0]["learning_rate"] == "0.5"
-    assert float(rows(tmp_path)[0]["images_per_second"]) > 0
+
+
+@pytest.mark.parametrize("num_processes", [1, 4])
+def test_the_images_of_all_processes_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_processes: int) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr("run_log.time.perf_counter", lambda: next(seconds))  # a second between each two questions
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    log_steps(tmp_path, 1, 6, every=3)  # batches of two images of both domains
+    assert [float(row["images_per_second"]) for row in rows(tmp_path)] == [3 * 2 * 2 * num_processes] * 2
 
 
 def test_tensorboard_holds_what_the_table_holds(tmp_path: Path) -> None:

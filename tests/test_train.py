@@ -241,6 +241,12 @@ def test_the_rate_is_constant_and_then_falls_linearly_to_zero(tiny: Tiny) -> Non
     assert train.learning_rate_at(19, 10, tiny(num_epochs=2, num_decay_epochs=0, learning_rate=1e-3)) == 1e-3
 
 
+def test_the_rate_grows_with_the_processes_where_asked_to(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert train.learning_rate_at(0, 10, tiny(learning_rate=1e-3)) == 1e-3
+    assert train.learning_rate_at(0, 10, tiny(learning_rate=1e-3, scale_learning_rate=True)) == pytest.approx(4e-3)
+
+
 # --- Resume
 
 
