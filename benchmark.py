@@ -310,6 +310,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10, help="training steps to time (default 10)")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON on the last line")
     args, knobs = parser.parse_known_args(argv)
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, got {args.steps}")
     try:
         figures = run(args, parse_args(knobs))
     except UserError as error:

@@ -81,3 +81,9 @@ def test_the_count_of_operations_is_that_of_the_layer_list(tiny: Tiny) -> None:
 def test_a_data_folder_without_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--parts", "data", *SMALL, "--data-dir", str(tmp_path)]) == 1
     assert "no usable images" in capsys.readouterr().err
+
+
+def test_no_steps_cannot_be_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--steps", "0"])
+    assert "--steps must be at least 1" in capsys.readouterr().err
