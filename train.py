@@ -505,9 +505,7 @@ def main(config: Config) -> int:
     except OSError as error:  # out of a worker its text is a traceback, whose last line says what happened
         print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
     except torch.OutOfMemoryError:
-        print(
-            "error: the GPU's memory is full: try --recompute, or a lower --image-size or --batch-size", file=sys.stderr
-        )
+        print("error: the GPU is full: try --recompute, or lower --batch-size or --image-size", file=sys.stderr)
     except RuntimeError as error:
         if processes.is_about_another(error):
             print(
