@@ -108,7 +108,7 @@ class Config:
     ema_decay: Decay = 0.999  # of the moving average of the generators' weights per step; 0: the raw weights (paper)
 
     # --- Machine
-    amp: Literal["auto", "bf16", "off"] = "auto"  # mixed precision; auto: bf16 on a GPU that has it, else off
+    amp: Literal["auto", "bf16", "off"] = "auto"  # mixed precision; auto: bf16 where the hardware has it, else off
     compile: bool = False  # torch.compile the networks: slow to start, faster per step on a GPU
     recompute: bool = False  # residual blocks forget and compute again: less memory, more time, the same result
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first of cuda, mps, cpu that is there

@@ -54,6 +54,7 @@ from run_log import RunLog
 from utils import (
     UserError,
     atomic_write,
+    fast_layout,
     normalize,
     pick_device,
     printable,
@@ -94,9 +95,7 @@ class Model:
 def build_model(config: Config, device: torch.device, amp: bool = False) -> Model:
     """Networks with fresh weights, their optimisers, and empty image pools; `amp`: to be trained in bfloat16."""
     pools_of_others = processes.rank() << 64  # above all seeds
-    # fastest for convolutions in bfloat16; but on a GPU it slows uncompiled norms (pytorch/pytorch#194616)
-    channels_last = amp and (config.compile or device.type == "cpu")
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = fast_layout(device, amp, config.compile)
     gen_ab, gen_ba = (checkpoint.build_generator(config).to(device).to(memory_format=layout) for _ in range(2))
     disc_a, disc_b = (build_discriminator(config).to(device).to(memory_format=layout) for _ in range(2))
     model = Model(

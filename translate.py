@@ -27,7 +27,17 @@ import processes
 from checkpoint import Direction, load_trained
 from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
 from faces import Face, Template, align, find_faces, paste
-from utils import UserError, atomic_write, has_fast_bf16, open_image, pick_device, printable, to_rgb, turn_upright
+from utils import (
+    UserError,
+    atomic_write,
+    fast_layout,
+    has_fast_bf16,
+    open_image,
+    pick_device,
+    printable,
+    to_rgb,
+    turn_upright,
+)
 from video import VIDEO_SUFFIXES, FaceSmoother, translate_video
 
 MAX_ASPECT = 4  # of what the network sees of a whole image: longer ones are seen squeezed, and come out whole
@@ -67,7 +77,7 @@ class Translator:
         generator: takes and gives (N, 3, H, W) in [-1, 1], H and W multiples of 4; moved to `device`.
         image_size: side of the images it was trained on, px.
         template: where the landmarks lay in these, see `faces.measure_template`; None if they showed no faces.
-        device: where to run; on a GPU that has it, in bfloat16.
+        device: where to run; in bfloat16 where the hardware has it.
         whole: take every image for one that is cropped like the training images already.
         batch_size: crops that the generator takes at a time.
     """
@@ -81,7 +91,10 @@ class Translator:
         whole: bool = False,
         batch_size: int = 8,
     ) -> None:
-        self.generator, self.device = generator.to(device).eval(), torch.device(device)
+        self.device = torch.device(device)
+        self.bf16 = has_fast_bf16(self.device)
+        layout = fast_layout(self.device, self.bf16)
+        self.generator = generator.to(self.device).to(memory_format=layout).eval()  # type: ignore[call-overload]
         self.image_size, self.template, self.batch_size = image_size, template, batch_size
         self.whole = whole or template is None
 
@@ -135,7 +148,7 @@ class Translator:
     def _run(self, crops: np.ndarray) -> np.ndarray:
         """(N, H, W, 3) float32, 0 to 255, through the generator."""
         images = torch.from_numpy(crops).permute(0, 3, 1, 2).to(self.device) / 127.5 - 1
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bf16(self.device)):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             translated: Tensor = self.generator(images)
         result: np.ndarray = ((translated.float() + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
         return result

@@ -6,7 +6,7 @@ import os
 import random
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -138,13 +138,27 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether autocast to bfloat16 pays: on a CUDA GPU with bfloat16 in hardware (since Ampere). CPUs are not asked."""
+    """Whether autocast to bfloat16 pays: on hardware that computes in it.
+
+    These are CUDA GPUs since Ampere and CPUs with AVX512-BF16 or AMX, which torch can be asked for since 2.11.
+    """
+    if device.type == "cpu":
+        abilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def uses_bf16(amp: str, device: torch.device) -> bool:
     """What the knob `amp` means on a device: "bf16", "off", or "auto", which is bf16 where that pays."""
     return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
+
+
+def fast_layout(device: torch.device, bf16: bool, compiled: bool = False) -> torch.memory_format:
+    """The memory format in which a network is fastest: for convolutions in bfloat16 it is channels_last.
+
+    But not for an uncompiled network on a GPU, whose norms it slows down (pytorch/pytorch#194616).
+    """
+    return torch.channels_last if bf16 and (compiled or device.type == "cpu") else torch.contiguous_format
 
 
 def printable(path: str | os.PathLike[str]) -> str:

@@ -46,18 +46,7 @@ def test_the_command_measures_everything_and_ends_with_json(
     monkeypatch.setattr(benchmark, "SECONDS", 0.01)
     monkeypatch.setattr(benchmark, "MATMUL_SIDE", {"cpu": 64})
     make_folders(tmp_path)
-    flags = [
-        "--compare",
-        "plain",
-        "--steps",
-        "3",
-        "--json",
-        *SMALL,
-        "--lambda-identity",
-        "0",
-        "--data-dir",
-        str(tmp_path),
-    ]
+    flags = f"--compare plain --steps 3 --json --lambda-identity 0 --amp off --data-dir {tmp_path}".split()
     assert main([*SMALL, *flags]) == 0
     out = capsys.readouterr().out
     figures = json.loads(out.splitlines()[-1])

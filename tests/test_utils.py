@@ -14,6 +14,7 @@ from PIL import Image
 
 from utils import (
     UserError,
+    fast_layout,
     image_grid,
     image_to_tensor,
     pick_device,
@@ -21,6 +22,7 @@ from utils import (
     read_image,
     seed_everything,
     tensor_to_image,
+    uses_bf16,
 )
 
 
@@ -151,3 +153,18 @@ def test_a_device_that_is_not_here_is_the_users_error(monkeypatch: pytest.Monkey
 
 def test_odd_names_print_on_one_line() -> None:
     assert printable("Müller\n\udcff.jpg") == "Müller\\n\\udcff.jpg"
+
+
+@pytest.mark.parametrize(("ability", "fast"), [("avx512_bf16", True), ("amx_bf16", True), ("avx512_f", False)])
+def test_bfloat16_is_for_processors_that_compute_in_it(
+    monkeypatch: pytest.MonkeyPatch, ability: str, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {ability: True}, raising=False)
+    cpu = torch.device("cpu")
+    assert [uses_bf16(amp, cpu) for amp in ("auto", "bf16", "off")] == [fast, True, False]
+
+
+def test_the_layout_is_channels_last_only_where_that_is_fast() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert fast_layout(cpu, bf16=True) == fast_layout(gpu, bf16=True, compiled=True) == torch.channels_last
+    assert fast_layout(cpu, bf16=False) == fast_layout(gpu, bf16=True) == torch.contiguous_format
