@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed.nn.functional  # its default arguments would hold a process group that was there before it
 from torch import Tensor
 from torch import distributed as dist
 
@@ -44,9 +45,14 @@ def connected(device: torch.device) -> Iterator[None]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
-    yield
-    any_process(False)  # all end together: torchrun stops the others when one ends with another status than 0
-    dist.destroy_process_group()  # not after an error: it would wait for processes that wait for this one
+    succeeded = False
+    try:
+        yield
+        any_process(False)  # all end together: torchrun stops the others when one ends with another status than 0
+        succeeded = True
+    finally:
+        if succeeded or backend == "gloo":  # after an error NCCL would wait for processes that wait for this one
+            dist.destroy_process_group()  # ends Gloo's threads, which Python's end would trip over
 
 
 @torch.no_grad()
