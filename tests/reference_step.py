@@ -1,7 +1,7 @@
 """One training step as the CycleGAN paper's reference implementation orders it, written independently of train.py.
 
-Plain and slow on purpose: every image goes through every network on its own, nothing is batched or frozen. Tests
-compare the real step with it.
+Plain and slow on purpose: real, translated and identity images go through the networks one after another, and nothing
+is frozen. Tests compare the real step with it.
 """
 
 from __future__ import annotations

@@ -72,6 +72,11 @@ def test_a_data_folder_without_images_is_told(tmp_path: Path, capsys: pytest.Cap
     assert "no usable images" in capsys.readouterr().err
 
 
+def test_a_textbook_step_does_not_augment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["--compare", "plain", "--diff-augment", "all"]) == 1
+    assert "knows no --diff-augment" in capsys.readouterr().err
+
+
 def test_no_steps_cannot_be_timed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["--steps", "0"])
