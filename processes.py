@@ -76,6 +76,15 @@ def any_process(flag: bool) -> bool:
     return bool(flags)
 
 
+def all_equal(number: int) -> bool:
+    """Whether `number` is the same in all processes."""
+    if count() == 1:
+        return True
+    extremes = torch.tensor([number, -number])
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    return bool(extremes[0] == -extremes[1])
+
+
 def gather_to_first(value: Any) -> list[Any] | None:
     """Everybody's value in the order of rank, in the first process; None in the others."""
     if count() == 1:

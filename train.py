@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import copy
 import json
 import math
+import re
 import signal
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -90,6 +91,8 @@ class Model:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for field in fields(self):
             getattr(self, field.name).load_state_dict(state[field.name])
+        for optimizer in (self.opt_gen, self.opt_disc):
+            lay_out_moments(optimizer)
 
 
 def build_model(config: Config, device: torch.device, amp: bool = False) -> Model:
@@ -125,6 +128,14 @@ def build_adam(networks: Sequence[nn.Module], config: Config) -> torch.optim.Ada
     """One optimiser for the parameters of several networks."""
     parameters = [parameter for network in networks for parameter in network.parameters()]
     return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, BETA2), fused=True)
+
+
+def lay_out_moments(optimizer: torch.optim.Adam) -> None:
+    """Bring loaded moments into the memory format of their weights, which a fused optimiser takes for granted."""
+    for weights, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == weights.shape:  # not the count of steps
+                state[name] = torch.empty_like(weights).copy_(value)
 
 
 def train_step(
@@ -307,8 +318,9 @@ def resume(model: Model, folder: Path, config: Config, data: dict[str, str]) -> 
     if processes.rank() == 0:
         checkpoint.remove_leftovers(folder)
     saved, broken = checkpoint.newest_checkpoint(folder)
-    for error in broken:
-        print(f"skipped: {error}")
+    if processes.rank() == 0:
+        for error in broken:
+            print(f"skipped: {error}")
     if saved is None:
         if broken:
             raise UserError(f"no whole checkpoint is left in {printable(folder)}; start afresh with another --run-name")
@@ -328,6 +340,11 @@ def begin(model: Model, run_dir: Path, config: Config, images: Folders) -> tuple
     data = {"a": images[0].fingerprint, "b": images[1].fingerprint}
     saved = resume(model, run_dir / "checkpoints", config, data)
     step, template = saved["step"], saved.get("template")
+    if not processes.all_equal(step):
+        raise UserError(
+            f"the processes do not agree where to go on, this one after step {step}:\n"
+            f"{printable(run_dir)} must be on a disk that all of them see"
+        )
     if step == 0 and processes.rank() == 0:
         template = measure_faces(images[0].files, images[1].files)
     elif step == 0:
@@ -414,7 +431,8 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
     num_steps = min(num_steps, config.max_steps or num_steps)
     if step >= num_steps:
         limit = "--max-steps" if step == config.max_steps else "--num-epochs"
-        print(f"{printable(run_dir)} is finished: {step} steps; to go on raise {limit}, or take another --run-name")
+        if first:
+            print(f"{printable(run_dir)} is finished: {step} steps; to go on raise {limit}, or take another --run-name")
         return 0
     share = {"rank": processes.rank(), "num_processes": processes.count()}
     batches = EpochBatches(len(dataset), config.batch_size, config.seed, step, num_steps, **share)
@@ -481,9 +499,10 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
 
 def open_device(config: Config) -> torch.device:
     """The device to train on, made ready for steps that are all of one size."""
-    device = pick_device(config.device)
+    if processes.count() > 1 and re.fullmatch(r"cuda:\d+", config.device):
+        raise UserError(f"--device {config.device} is one GPU, but there are {processes.count()} processes: say cuda")
+    device = pick_device(config.device, processes.local_rank())
     if device.type == "cuda":
-        device = torch.device("cuda", device.index or processes.local_rank())
         torch.cuda.set_device(device)  # pinned memory and the question for bfloat16 go by the current device
         torch.backends.cudnn.benchmark = True  # find the fastest convolutions once
         torch.set_float32_matmul_precision("high")  # TF32, which convolutions use anyway
@@ -502,13 +521,14 @@ def main(config: Config) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:  # out of a worker its text is a traceback, whose last line says what happened
-        print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        print(f"error: {(str(error).strip() or repr(error)).splitlines()[-1]}", file=sys.stderr)
     except torch.OutOfMemoryError:
         print("error: the GPU is full: try --recompute, or lower --batch-size or --image-size", file=sys.stderr)
     except RuntimeError as error:
         if processes.is_about_another(error):
             print(
-                "error: another process is gone; the newest checkpoint is whole: run the same command again",
+                f"error: another process is gone, or out of reach: {str(error).splitlines()[0]}\n"
+                "the newest checkpoint is whole: put that right and run the same command again",
                 file=sys.stderr,
             )
         elif "DataLoader worker" in str(error):

@@ -162,8 +162,8 @@ def load_translator(
     Raises:
         UserError: no such weights, or no such device.
     """
-    trained = load_trained(weights, direction)
-    return Translator(trained.generator, trained.config.image_size, trained.template, pick_device(device), **options)
+    trained, place = load_trained(weights, direction), pick_device(device, processes.local_rank())
+    return Translator(trained.generator, trained.config.image_size, trained.template, place, **options)
 
 
 def open_photo(image: Image.Image) -> Photo:

@@ -123,29 +123,34 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first of cuda, mps, cpu that is there. UserError if there is none."""
-    has_mps = torch.backends.mps.is_available()
+def pick_device(name: str, gpu: int = 0) -> torch.device:
+    """The device called `name`; "auto" is the first of cuda, mps, cpu that is there. UserError if there is none.
+
+    Where a GPU's number is not said, `gpu` is taken.
+    """
+    has_mps, num_gpus = torch.backends.mps.is_available(), torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if not re.fullmatch(DEVICES, name):
         raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
-    device = torch.device(name)
-    num_gpus = torch.cuda.device_count()
-    if (device.type == "mps" and not has_mps) or (device.type == "cuda" and (device.index or 0) >= num_gpus):
-        raise UserError(f"device {name} is not here: torch sees {num_gpus} CUDA GPUs; try --device auto")
+    device = torch.device("cuda", gpu) if name == "cuda" else torch.device(name)
+    if device.type == "mps" and not has_mps:
+        raise UserError("device mps is not here; try --device auto")
+    if device.type == "cuda" and device.index >= num_gpus:
+        cure = "start no more processes than that" if gpu else "try --device auto"
+        raise UserError(f"device {device} is not here: torch sees {num_gpus} CUDA GPUs; {cure}")
     return device
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether autocast to bfloat16 pays: on hardware that computes in it.
+    """Whether the device itself computes in bfloat16, so that autocast pays.
 
-    These are CUDA GPUs since Ampere and CPUs with AVX512-BF16 or AMX, which torch can be asked for since 2.11.
+    CUDA GPUs do since Ampere (compute capability 8.0), CPUs with AVX512-BF16 or AMX (torch tells since 2.11).
     """
     if device.type == "cpu":
         abilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def uses_bf16(amp: str, device: torch.device) -> bool:
@@ -154,9 +159,9 @@ def uses_bf16(amp: str, device: torch.device) -> bool:
 
 
 def fast_layout(device: torch.device, bf16: bool, compiled: bool = False) -> torch.memory_format:
-    """The memory format in which a network is fastest: for convolutions in bfloat16 it is channels_last.
+    """The memory format in which a network is fastest: channels_last for convolutions in bfloat16.
 
-    But not for an uncompiled network on a GPU, whose norms it slows down (pytorch/pytorch#194616).
+    Except on a GPU, unless compiled: our group norms are slow in it there (pytorch/pytorch#194616).
     """
     return torch.channels_last if bf16 and (compiled or device.type == "cpu") else torch.contiguous_format
 

@@ -98,6 +98,8 @@ def train_as_rank(rank: int, port: int, config: Config, folder: Path) -> None:
     os.environ |= as_one_of(rank, 2, port)
     with processes.connected(CPU):
         train_some_steps(config, slice(rank, rank + 1), folder / f"{rank}.pt")
+        assert processes.all_equal(3)
+        assert not processes.all_equal(rank)
     assert not [name for name in names_of_threads() if "gloo" in name]  # at Python's end they might abort the process
 
 
@@ -178,6 +180,15 @@ def test_all_end_with_a_whole_checkpoint_when_one_is_lost_or_all_are_asked_to(tm
         (step,) = re.findall(r"SIG(?:INT|TERM): saved after step (\d+)", shown)
         assert saved["step"] == int(step)
         assert 'train.py", line' not in shown  # the traceback that there is, is torchrun's own
+
+
+def test_one_gpu_for_all_processes_is_refused(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in as_one_of(1, 2, 0).items():
+        monkeypatch.setenv(name, value)
+    assert train.main(tiny(device="cuda:0")) == 1
+    assert "--device cuda:0 is one GPU, but there are 2 processes" in capsys.readouterr().err
 
 
 def test_photographs_are_shared_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,22 @@ def test_the_step_equals_the_reference_step(
     assert (max if dtype == torch.float64 else statistics.median)(errors) < tolerance
 
 
+def test_a_run_goes_on_in_another_memory_layout(tiny: Tiny) -> None:
+    """As when it is resumed on another machine, whose hardware wants that layout."""
+    config = tiny()
+    torch.manual_seed(0)
+    saved, *models = (train.build_model(config, CPU) for _ in range(3))
+    for network in networks_of(models[1]).values():
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    real_a, real_b = torch.rand(2, 1, 3, 32, 32)
+    train.train_step(saved, real_a, real_b, config, amp=False)
+    for model in models:
+        model.load_state_dict(copy.deepcopy(saved.state_dict()))
+        train.train_step(model, real_a, real_b, config, amp=False)
+    for own, other in zip(*(networks_of(model).values() for model in models), strict=True):
+        assert difference(own, other, 1e-5) < 1e-5
+
+
 def compare_compiled_step(config: Config) -> None:
     torch.manual_seed(0)
     ours, theirs = train.build_model(config, CPU), train.build_model(replace(config, compile=False), CPU)

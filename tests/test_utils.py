@@ -147,7 +147,9 @@ def test_a_device_that_is_not_here_is_the_users_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="cuda:1 is not here: torch sees 1"):
         pick_device("cuda:1")
-    assert pick_device("cuda:0").index == 0
+    with pytest.raises(UserError, match="cuda:1 is not here: torch sees 1 CUDA GPUs; start no more processes"):
+        pick_device("cuda", gpu=1)
+    assert pick_device("cuda:0", gpu=1).index == pick_device("cuda").index == 0
     assert pick_device("cpu").type == "cpu"
 
 
@@ -162,6 +164,14 @@ def test_bfloat16_is_for_processors_that_compute_in_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {ability: True}, raising=False)
     cpu = torch.device("cpu")
     assert [uses_bf16(amp, cpu) for amp in ("auto", "bf16", "off")] == [fast, True, False]
+
+
+@pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_is_for_gpus_since_ampere(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert uses_bf16("auto", torch.device("cuda:1")) == fast
 
 
 def test_the_layout_is_channels_last_only_where_that_is_fast() -> None:
