@@ -175,11 +175,12 @@ def saved_config(saved: dict[str, Any]) -> Config:
 def random_state() -> dict[str, Any]:
     """The state of all global random generators, in types that `torch.load(weights_only=True)` takes."""
     name, keys, *rest = np.random.get_state(legacy=True)
+    uses_gpus = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # else the question would start CUDA
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+        "cuda": torch.cuda.get_rng_state_all() if uses_gpus else [],
     }
 
 

@@ -279,17 +279,17 @@ def build_loader(
 
 @contextmanager
 def running(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """A loader's batches; at the end, come what may, its workers are told to go.
+    """A loader's batches; at the end, come what may, its workers are told to go, and killed if they do not.
 
-    They are deaf to the signal that Python would end them with at its own end, and would be waited for for ever.
+    They ignore SIGTERM, with which Python would end them at its own end, and would wait for them for ever.
     """
     batches = iter(loader)
     try:
         yield batches
     finally:
         getattr(batches, "_shutdown_workers", lambda: None)()
-        for busy in multiprocessing.active_children():
-            busy.kill()
+        for worker in getattr(batches, "_workers", []):
+            worker.kill()
 
 
 def _start_worker(worker: int) -> None:

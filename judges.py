@@ -106,7 +106,7 @@ def train_domain_judge(images_a: Tensor, images_b: Tensor, seed: int = 0) -> tup
     """
     known_a, known_b = (images[torch.arange(len(images)) % HELD_OUT != 0] for images in (images_a, images_b))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not those of GPUs, which fork_rng leaves out
         judge = DomainJudge().to(images_a.device)
         optimizer = torch.optim.Adam(judge.parameters(), JUDGE_RATE)
         for _ in range(JUDGE_EPOCHS):

@@ -144,6 +144,7 @@ class RunLog:
         rows = [line for line in lines if line.endswith("\n") and line.split(",")[0].isdecimal()]
         kept = [line for line in rows if int(line.split(",")[0]) <= step]
         if kept:
-            path.write_text(header + "".join(kept))
+            with atomic_write(path) as file:
+                file.write_text(header + "".join(kept))
         else:
             path.unlink()
