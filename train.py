@@ -231,12 +231,10 @@ def backward(loss: Tensor) -> None:
 
 
 def descend(optimizer: torch.optim.Adam, **losses: Tensor) -> dict[str, Tensor]:
-    """One step down the gradient that the weights hold, of the first loss; the others are its terms, to be reported.
+    """One step down the first loss's gradient, which the weights hold; the other losses are its terms, to be reported.
 
-    Gradients and losses are averaged over all processes.
-
-    Where the loss or its gradient is not finite nothing changes, and the report shows it: to ask here would make the
-    program wait for the GPU in every step.
+    Gradients and losses are averaged over all processes. Where the loss or its gradient is not finite nothing changes,
+    and the report shows it: to ask here would make the program wait for the GPU in every step.
 
     Returns the losses as "loss/" + name, detached, and the gradient's norm as "grad_norm/" + the first one's name.
     """
@@ -412,14 +410,14 @@ def announce(config: Config, run_dir: Path, images: Folders, state: str) -> None
 
 def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device: torch.device) -> int:
     """The whole run in its locked folder, from its newest checkpoint on. Returns the program's exit status."""
-    # Make ready the images and the device.
+    # Make ready the images to train on and to show.
     first = processes.rank() == 0  # the process that reports and saves
     if first:
         report_left_out({*images, *shown}, run_dir / "left_out.txt")
     dataset = UnpairedDataset(images[0].files, images[1].files, config)
     num_samples = min(config.num_samples, *(len(folder.files) for folder in shown))
     view_a, view_b = (load_views(folder.files[:num_samples], config.image_size) for folder in shown)
-    amp, stopped = uses_bf16(config.amp, device), False
+    amp = uses_bf16(config.amp, device)
 
     # Build the networks; where the run was interrupted, go on from there.
     seed_everything(config.seed)
@@ -442,7 +440,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
     examiner = build_examiner(images, shown, config, device) if first else None
     log = RunLog(run_dir, step, num_steps, steps_per_epoch, config) if first else None
 
-    alone = processes.count() == 1  # torchrun, like the terminal, sends Ctrl-C on
+    alone, stopped = processes.count() == 1, False  # torchrun, like the terminal, sends Ctrl-C on
     with stop_requests(second_ends=alone) as stop, log or nullcontext(), running(loader) as pairs:
         # Show what the generators do before the first step.
         if log and step == 0 and not stop:
