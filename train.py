@@ -287,6 +287,12 @@ def set_learning_rate(optimizers: Sequence[torch.optim.Adam], learning_rate: flo
             group["lr"] = learning_rate
 
 
+def count_steps(steps_per_epoch: int, config: Config) -> int:
+    """Steps of the whole run."""
+    num_steps = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch
+    return min(num_steps, config.max_steps or num_steps)
+
+
 def identity_share_at(step: int, steps_per_epoch: int, config: Config) -> float:
     """What is left of the identity loss's weight after `step` steps: all, or ever less if `identity_epochs` says so."""
     decay_steps = config.identity_epochs * steps_per_epoch
@@ -408,10 +414,18 @@ def announce(config: Config, run_dir: Path, images: Folders, state: str) -> None
     print(f"{counts}; {printable(run_dir)}: {state}{others}")
 
 
+def report_error(model: Model, shown: Folders, config: Config) -> None:
+    """Say how far the averaged generators are from the truth, where the test images are true pairs."""
+    if config.paired_test:
+        truth_a, truth_b = (load_views(folder.files, config.image_size) for folder in shown)
+        print(paired_report(model.ema_gen_ab, model.ema_gen_ba, truth_a, truth_b, config.domain_a, config.domain_b))
+
+
 def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device: torch.device) -> int:
     """The whole run in its locked folder, from its newest checkpoint on. Returns the program's exit status."""
     # Make ready the images to train on and to show.
-    first = processes.rank() == 0  # the process that reports and saves
+    rank, count = processes.rank(), processes.count()
+    first = rank == 0  # the process that reports and saves
     if first:
         report_left_out({*images, *shown}, run_dir / "left_out.txt")
     dataset = UnpairedDataset(images[0].files, images[1].files, config)
@@ -423,24 +437,22 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
     seed_everything(config.seed)
     model = build_model(config, device, amp)
     step, facts = begin(model, run_dir, config, images)
-    steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size, processes.count())
+    steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size, count)
+    num_steps = count_steps(steps_per_epoch, config)
     keep_every_steps = config.keep_every_epochs * steps_per_epoch
-    num_steps = (config.num_epochs + config.num_decay_epochs) * steps_per_epoch
-    num_steps = min(num_steps, config.max_steps or num_steps)
     if step >= num_steps:
         limit = "--max-steps" if step == config.max_steps else "--num-epochs"
         if first:
             print(f"{printable(run_dir)} is finished: {step} steps; to go on raise {limit}, or take another --run-name")
         return 0
-    share = {"rank": processes.rank(), "num_processes": processes.count()}
-    batches = EpochBatches(len(dataset), config.batch_size, config.seed, step, num_steps, **share)
+    batches = EpochBatches(len(dataset), config.batch_size, config.seed, step, num_steps, rank, count)
     loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
     if first:
         announce(config, run_dir, images, f"step {step} of {num_steps}, on {device}{' in bf16' if amp else ''}")
     examiner = build_examiner(images, shown, config, device) if first else None
     log = RunLog(run_dir, step, num_steps, steps_per_epoch, config) if first else None
 
-    alone, stopped = processes.count() == 1, False  # torchrun, like the terminal, sends Ctrl-C on
+    alone, stopped = count == 1, False  # torchrun, like the terminal, sends Ctrl-C on
     with stop_requests(second_ends=alone) as stop, log or nullcontext(), running(loader) as pairs:
         # Show what the generators do before the first step.
         if log and step == 0 and not stop:
@@ -489,9 +501,7 @@ def train(config: Config, run_dir: Path, images: Folders, shown: Folders, device
     # Report where the samples are and, on true pairs, the error.
     if first:
         print(f"finished {step} steps; samples in {printable(picture)}")
-    if first and config.paired_test:
-        truth_a, truth_b = (load_views(folder.files, config.image_size) for folder in shown)
-        print(paired_report(model.ema_gen_ab, model.ema_gen_ba, truth_a, truth_b, config.domain_a, config.domain_b))
+        report_error(model, shown, config)
     return 0
 
 
