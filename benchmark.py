@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from config import PRESETS, Config, parse_args
 from dataset import EpochBatches, Folders, UnpairedDataset, build_loader, running, training_images
 from instance_norm import InstanceNorm
-from train import BETA2, Model, build_model, open_device, train_step, update_averages
-from utils import UserError, printable, seed_everything, uses_bf16
+from model import BETA2, CycleGAN
+from train import open_device, train_step
+from utils import UserError, command, printable, seed_everything, uses_bf16
 
 WARM_UP = 2  # steps before the clock runs
 BATCHES = (1, 8, 32)  # of translation
@@ -106,13 +107,12 @@ def median_seconds(action: Callable[[], object], device: torch.device) -> float:
 
 def our_step(config: Config, device: torch.device, images: tuple[Tensor, Tensor]) -> Callable[[], object]:
     """The training step as train.py makes it, as a function to be called again and again."""
-    amp = uses_bf16(config.amp, device)
     seed_everything(config.seed)
-    model, steps = build_model(config, device, amp), itertools.count()
+    model, steps = CycleGAN(config, device, amp=uses_bf16(config.amp, device)), itertools.count()
 
     def step() -> None:
-        train_step(model, *images, config, amp)
-        update_averages(model, next(steps), config.ema_decay)
+        train_step(model, *images, config=config)
+        model.update_averages(next(steps), config.ema_decay)
 
     return step
 
@@ -123,7 +123,7 @@ def plain_step(config: Config, device: torch.device, images: tuple[Tensor, Tenso
     from reference_step import reference_step  # the tests' oracle, which knows nothing of our step
 
     seed_everything(config.seed)
-    model = build_model(replace(config, compile=False, recompute=False), device)
+    model = CycleGAN(replace(config, compile=False, recompute=False), device)
     nets = plain_networks(model)
     opt_gen, opt_disc = (
         torch.optim.Adam([*first.parameters(), *second.parameters()], config.learning_rate, (config.beta1, BETA2))
@@ -134,7 +134,7 @@ def plain_step(config: Config, device: torch.device, images: tuple[Tensor, Tenso
                                   config.gan_sigmoid, config.disc_first)  # fmt: skip
 
 
-def plain_networks(model: Model) -> dict[str, nn.Module]:
+def plain_networks(model: CycleGAN) -> dict[str, nn.Module]:
     """The four networks with torch's own instance norm in the place of ours."""
     nets: dict[str, nn.Module] = {name: getattr(model, name) for name in ("gen_ab", "gen_ba", "disc_a", "disc_b")}
     sequences = [layer for net in nets.values() for layer in net.modules() if isinstance(layer, nn.Sequential)]
@@ -195,8 +195,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def measure_translation(config: Config, device: torch.device, compare: bool) -> dict[str, Row]:
     """Translation of batches of several sizes by one generator, and by the same one in float32 as plain as can be."""
     amp, rows = uses_bf16(config.amp, device), dict[str, Row]()
-    model = build_model(config, device, amp)
-    plain = plain_networks(build_model(replace(config, compile=False), device))["gen_ab"]
+    model = CycleGAN(config, device, amp=amp)
+    plain = plain_networks(CycleGAN(replace(config, compile=False), device))["gen_ab"]
 
     @torch.inference_mode()
     def translate(generator: nn.Module, images: Tensor, in_bf16: bool) -> Tensor:
@@ -305,8 +305,9 @@ def paper_of(config: Config) -> Config:
                    num_residuals=config.num_residuals, batch_size=config.batch_size, seed=config.seed)  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the program's exit status."""
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for."""
     parts = ["train", "translate", "data", "start"]
     parser = argparse.ArgumentParser(description=__doc__, epilog="Any other flag is one of train.py.")
     against = "run a textbook step in turn: of the same networks and losses, or of the paper's"
@@ -322,14 +323,10 @@ def main(argv: list[str] | None = None) -> int:
     args, knobs = parser.parse_known_args(argv)
     if args.steps < 1:
         parser.error(f"--steps must be at least 1, got {args.steps}")
-    try:
-        config = parse_args(knobs)
-        if args.compare and config.diff_augment != "none":
-            raise UserError("a textbook step knows no --diff-augment: leave it out, or --compare")
-        figures = run(args, config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = parse_args(knobs)
+    if args.compare and config.diff_augment != "none":
+        raise UserError("the textbook step does not support --diff-augment: leave it out, or leave out --compare")
+    figures = run(args, config)
     if args.json:
         print(json.dumps(figures))
     return 0

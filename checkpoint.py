@@ -1,11 +1,6 @@
-"""A run's state on disk: written atomically, verified when read, exactly resumable; and generators for everybody else.
+"""A run's state on disk: written atomically, verified when read, exactly resumable.
 
-A checkpoint is a plain dict of state dicts and JSON values that `torch.load(weights_only=True)` takes:
-`gen_ab`, `gen_ba`, `ema_gen_ab`, `ema_gen_ba`, `disc_a`, `disc_b`, `opt_gen`, `opt_disc`, `pool_a`, `pool_b`, `random`
-(the state of all global random generators), `step` (finished steps; the position in the epoch and the learning rate
-follow from it), `epoch`, `data` (fingerprints of the training images), `config` and, in newer ones, `template` (where
-the landmarks of faces are in the training images, see faces.py; None for images of other things) and `best_score` (of
-the evaluations so far; None without any).
+A checkpoint is a plain dict of state dicts and JSON values that `torch.load(weights_only=True)` accepts.
 """
 
 from __future__ import annotations
@@ -16,27 +11,52 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from config import Config, from_dict, to_dict
-from faces import Template
-from generator_model import Generator
 from utils import UserError, atomic_write, printable
-from weights_file import read_generators, write_generators
 
-Direction = Literal["ab", "ba"]
+
+class Entry(NamedTuple):
+    """What kind of entry of a checkpoint this is."""
+
+    of_model: bool = False  # a state dict of the CycleGAN's attribute of this name
+    per_process: bool = False  # differs between the processes of one run; those of the others are in "others"
+    required: bool = True  # files of earlier versions lack those that are not
+
+
+ENTRIES = {
+    "gen_ab": Entry(of_model=True),
+    "gen_ba": Entry(of_model=True),
+    "ema_gen_ab": Entry(of_model=True),
+    "ema_gen_ba": Entry(of_model=True),
+    "disc_a": Entry(of_model=True),
+    "disc_b": Entry(of_model=True),
+    "opt_gen": Entry(of_model=True),
+    "opt_disc": Entry(of_model=True),
+    "pool_a": Entry(of_model=True, per_process=True),
+    "pool_b": Entry(of_model=True, per_process=True),
+    "random": Entry(per_process=True),  # the state of all global random generators
+    "step": Entry(),  # finished steps
+    "epoch": Entry(),  # finished epochs, for people who look into the file
+    "config": Entry(),  # the configuration as JSON values
+    "data": Entry(),  # fingerprints of the training images of "a" and "b"
+    "template": Entry(required=False),  # where faces' landmarks lie in the training images; None without faces
+    "best_score": Entry(required=False),  # of the evaluations so far; None without any
+    "others": Entry(required=False),  # the per-process entries of all processes but the first
+}
+MODEL_ENTRIES = [name for name, entry in ENTRIES.items() if entry.of_model]
+PER_PROCESS_ENTRIES = [name for name, entry in ENTRIES.items() if entry.per_process]
+
+# Knobs that may change when a run is resumed, and knobs that may only grow.
 MAY_DIFFER = {"preset", "runs_dir", "run_name", "num_workers", "log_every_steps", "sample_every_steps", "num_samples",
               "checkpoint_every_steps", "keep_checkpoints", "keep_every_epochs", "evaluate_every_epochs",
               "max_steps", "recompute"}  # fmt: skip
-ENTRIES = {"gen_ab", "gen_ba", "ema_gen_ab", "ema_gen_ba", "disc_a", "disc_b", "opt_gen", "opt_disc", "pool_a",
-           "pool_b", "random", "step", "epoch", "data", "config"}  # fmt: skip
 MAY_GROW = {"num_epochs", "num_decay_epochs"}
 _STEP = re.compile(r"step_(\d+)\.pt")
 
@@ -134,7 +154,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{printable(path)} is no checkpoint: {reason.splitlines()[0]}") from error
     if damaged:
         raise CheckpointError(f"{printable(path)} is damaged: wrong checksum in {damaged}")
-    if not isinstance(state, dict) or not state.keys() >= ENTRIES:
+    required = {name for name, entry in ENTRIES.items() if entry.required}
+    if not isinstance(state, dict) or not state.keys() >= required:
         raise CheckpointError(f"{printable(path)} is no checkpoint of this program (import other weights first)")
     return state
 
@@ -192,108 +213,3 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(cuda_state, index)
-
-
-# --- Generators for everybody else
-
-
-def build_generator(config: Config) -> Generator:
-    """An untrained generator as the configuration describes it."""
-    return Generator(config.resolved_num_residuals, config.base_channels, config.padding, config.global_skip,
-                     config.norm_first, config.init_std, config.recompute)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained generator and what to know of its training; `template` is None where the images showed no faces."""
-
-    generator: Generator
-    config: Config
-    template: Template | None
-
-
-def load_generator(path: str | os.PathLike[str], direction: Direction, ema: bool = True) -> Generator:
-    """The generator that `load_trained` gives."""
-    return load_trained(path, direction, ema).generator
-
-
-def load_trained(path: str | os.PathLike[str], direction: Direction, ema: bool = True) -> Trained:
-    """The trained generator of one direction, on the CPU, in evaluation mode.
-
-    Args:
-        path: a run's folder (its newest whole checkpoint), a checkpoint, or a .safetensors file of `export_weights` or
-            import_weights.py.
-        direction: "ab" (domain a to b) or "ba".
-        ema: the moving average of the weights; otherwise the raw weights, which .safetensors files do not hold.
-
-    Raises:
-        UserError: no such file, a damaged one, one of another program or architecture, or a direction that is
-            unknown or not in the file.
-    """
-    if direction not in ("ab", "ba"):
-        raise UserError(f'direction must be "ab" or "ba", got {direction!r}')
-    path = Path(path)
-    name = f"gen_{direction}"
-    if path.suffix == ".safetensors":
-        if not ema:
-            raise UserError(f"{printable(path)} holds only the averaged weights; take a checkpoint for the raw ones")
-        config, weights, template = _read_safetensors(path, name)
-    else:
-        saved = _read_run_or_checkpoint(path)
-        config, weights = saved_config(saved), saved["ema_" + name if ema else name]
-        template = saved.get("template")
-    generator = build_generator(config)
-    try:
-        generator.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{printable(path)} does not fit the network it describes: {name} differs") from error
-    if not all(torch.isfinite(weights).all() for weights in generator.parameters()):
-        raise CheckpointError(f"{printable(path)} holds numbers that are not finite: its training went wrong")
-    return Trained(generator.eval(), config, _checked_template(template, path))
-
-
-def _checked_template(template: Any, path: Path) -> Template | None:
-    """A template out of a file; CheckpointError unless it is none or five different places in an image."""
-    if template is None:
-        return None
-    try:
-        places = tuple((float(x), float(y)) for x, y in template)
-    except (TypeError, ValueError):
-        places = ()
-    if len(places) != 5 or len(set(places)) != 5 or not all(abs(value) < 10 for place in places for value in place):
-        raise CheckpointError(f"{printable(path)} has a template that is none: {str(template)[:200]}")
-    return places
-
-
-def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Write both generators' averaged weights, from a run's folder or a checkpoint, to a .safetensors file.
-
-    UserError as for `load_generator`.
-    """
-    saved = _read_run_or_checkpoint(Path(source))
-    generators = {name: saved["ema_" + name] for name in ("gen_ab", "gen_ba")}
-    with atomic_write(Path(target)) as temporary:
-        write_generators(temporary, generators, to_dict(saved_config(saved)), saved.get("template"))
-
-
-def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        return read_checkpoint(path)
-    saved, broken = newest_checkpoint(path / "checkpoints")
-    if saved is None:
-        raise CheckpointError(str(broken[0]) if broken else f"no checkpoint in {printable(path / 'checkpoints')}")
-    return saved
-
-
-def _read_safetensors(path: Path, name: str) -> tuple[Config, dict[str, Tensor], Any]:
-    """Configuration, one generator's weights, and the template from a .safetensors file."""
-    try:
-        generators, values, template = read_generators(path)
-        config = from_dict(values)
-    except Exception as error:  # whatever a broken or hostile file makes the parsers raise
-        raise CheckpointError(f"{printable(path)} holds no weights of this program: {error!r}") from error
-    if name not in generators:
-        other = "gen_ba" if name == "gen_ab" else "gen_ab"
-        held = f"only {other}, the other direction" if other in generators else "no generator"
-        raise CheckpointError(f"{printable(path)} holds no {name}: {held}")
-    return config, generators[name], template

@@ -1,7 +1,7 @@
-"""The dashboard: every knob of a training run, with its meaning, unit, default and check.
+"""The dashboard: every hyperparameter of a training run, with its meaning, unit, default and rule.
 
-Each knob is a flag of train.py (`image_size` is `--image-size`), and the comment beside it is the flag's help.
-A preset is a complete set of values to start from; flags given beside it win.
+Each one is a flag of train.py: `image_size` is `--image-size`, and the comment beside it is the flag's help text.
+A preset is a complete set of values to start from; flags given beside it take precedence.
 """
 
 from __future__ import annotations
@@ -11,28 +11,207 @@ import io
 import math
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-BILLION = 10**9  # more steps, images or files than anybody will see
+
+@dataclass(frozen=True)
+class Start:
+    """The values to start from"""
+
+    preset: Literal["default", "paper", "origin", "demo"] = "default"  # flags given beside it take precedence
+
+
+@dataclass(frozen=True)
+class Data:
+    """Two folders of unpaired images"""
+
+    data_dir: str = "dataset"  # holds train/<domain_a> and train/<domain_b>, or trainA and trainB; test likewise
+    domain_a: str = "european"  # folder name of domain a, in any case
+    domain_b: str = "asian"  # folder name of domain b, in any case
+    paired_test: bool = False  # test images of equal name are true pairs: report the error to the truth at the end
+    image_size: ImageSide = 256  # side of the square training image in px, a multiple of 4
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to the training images, drawn independently for each one"""
+
+    resize_scale: Scale = 286 / 256  # the short side becomes this times image_size before a random crop (paper 286/256)
+    flip_prob: Fraction = 0.5  # chance of a left-right flip (paper 0.5)
+    rotate_degrees: Degrees = 0.0  # rotate by an angle drawn from +- this
+    iso_noise_prob: Fraction = 0.0  # chance of camera noise
+    jitter_brightness: Fraction = 0.0  # scale the brightness by a factor drawn from 1 +- this
+    jitter_contrast: Fraction = 0.0  # scale the contrast by a factor drawn from 1 +- this
+    jitter_saturation: Fraction = 0.0  # scale the saturation by a factor drawn from 1 +- this
+    jitter_hue: Hue = 0.0  # shift the hue by a fraction of the colour circle drawn from +- this
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Two generators and two discriminators"""
+
+    base_channels: Width = 64  # channels of the first layer of all four networks (paper 64)
+    num_residuals: Depth = 0  # residual blocks of a generator; 0: 9 above 128 px, else 6 (paper)
+    padding: Literal["reflect", "zero", "reflect-all"] = "zero"  # generators' padding; zero is cheaper (paper reflect)
+    global_skip: bool = True  # generators predict the change to their input and start as the identity (paper: no)
+    norm_first: bool = True  # instance norm after the generator's first layer (paper: yes)
+    spectral_norm: bool = False  # spectral normalisation of the discriminators (Miyato et al. 2018; paper: no)
+    init_std: Weight = 0.02  # standard deviation of the initial weights; 0: PyTorch's own initialisation (paper 0.02)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What the networks minimise"""
+
+    lambda_cycle: Weight = 5.0  # weight of the cycle loss; higher keeps more of the person (paper 10)
+    lambda_identity: Weight = 0.0  # weight of the identity loss as a multiple of lambda_cycle (paper 0.5)
+    identity_epochs: Count = 0  # epochs over which the identity loss falls linearly to zero; 0: it stays (paper)
+    diff_augment: Literal["none", "geometry", "all"] = "none"  # augment the discriminators' inputs (Zhao et al. 2020)
+    gan_sigmoid: bool = False  # apply a sigmoid to the discriminator's scores before the squared error (paper: no)
+    pool_size: Count = 50  # earlier fakes kept per domain for the discriminators; 0: none (paper 50)
+    disc_first: bool = False  # update the discriminators before the generators (paper: after)
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Steps and learning rates"""
+
+    batch_size: Positive = 1  # images of each domain per step (paper 1)
+    num_epochs: Positive = 100  # epochs at the full learning rate; one epoch is one pass over the larger folder
+    num_decay_epochs: Count = 50  # further epochs over which the rate falls linearly to zero (paper 100)
+    max_steps: Count = 0  # stop after this many steps, wherever the schedule is; 0: no limit
+    learning_rate: LearningRate = 2e-4  # Adam's learning rate for all networks (paper 2e-4)
+    scale_learning_rate: bool = False  # multiply the rate by the number of processes (Goyal et al. 2017)
+    beta1: Decay = 0.5  # Adam's decay rate of the gradient's mean (paper 0.5)
+    ema_decay: Decay = 0.999  # per-step decay of the generators' weight average; 0: use the raw weights (paper)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Hardware, precision and seed"""
+
+    amp: Literal["auto", "bf16", "off"] = "auto"  # mixed precision; auto: bf16 where the hardware supports it, else off
+    compile: bool = False  # torch.compile the networks: slow to start, faster per step on a GPU
+    recompute: bool = False  # recompute residual blocks in the backward pass: less memory, more time, same result
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first available of cuda, mps, cpu
+    num_workers: NumWorkers = 2  # processes that read images; 0: the training process reads them itself
+    seed: Seed = 0  # seeds weights, order, partners, augmentation and image pools; a CPU repeats a run bit for bit
+
+
+@dataclass(frozen=True)
+class Output:
+    """The run's folder, runs_dir/run_name"""
+
+    runs_dir: str = "runs"  # parent folder of all runs; pass it to `tensorboard --logdir`
+    run_name: str = "default"  # this run's folder in runs_dir; an existing run is resumed
+    log_every_steps: Positive = 50  # steps between two rows of metrics
+    sample_every_steps: Positive = 1000  # steps between two sample grids
+    num_samples: Positive = 6  # test images of each domain in a sample grid
+    checkpoint_every_steps: Positive = 1000  # steps between two checkpoints
+    keep_checkpoints: TwoOrMore = 3  # newest checkpoints to keep
+    evaluate_every_epochs: Count = 0  # epochs between two evaluations, which keep the best checkpoint; 0: never
+    keep_every_epochs: Count = 0  # keep the checkpoint at the end of each N-th epoch for good; 0: none
+
+
+@dataclass(frozen=True)
+class Config(Output, Machine, Optimisation, Losses, Networks, Augmentation, Data, Start):
+    """Train a CycleGAN on two folders of unpaired images.
+
+    To resume a run, run the same command again.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            _check_value(name, kind, getattr(self, name))
+        _check_words(self)
+
+    @property
+    def resolved_num_residuals(self) -> int:
+        """`num_residuals`, or the paper's choice for this image size where it is 0."""
+        return self.num_residuals or (9 if self.image_size > 128 else 6)
+
+    @property
+    def generator(self) -> dict[str, Any]:
+        """Keyword arguments of `Generator`."""
+        return {
+            "num_residuals": self.resolved_num_residuals,
+            "base_channels": self.base_channels,
+            "padding": self.padding,
+            "global_skip": self.global_skip,
+            "norm_first": self.norm_first,
+            "init_std": self.init_std,
+            "recompute": self.recompute,
+        }
+
+    @property
+    def discriminator(self) -> dict[str, Any]:
+        """Keyword arguments of `Discriminator`."""
+        return {"base_channels": self.base_channels, "init_std": self.init_std, "spectral": self.spectral_norm}
+
+
+SECTIONS = (Start, Data, Augmentation, Networks, Losses, Optimisation, Machine, Output)
+
+
+# --- Presets
+
+PRESET_NAMES = ("default", "paper", "origin", "demo")
+PRESET_VALUES: dict[str, tuple[Any, ...]] = {
+    # knob                    default     paper      origin     demo
+    "run_name":              ("default",  "paper",   "origin",  "demo"),
+    "data_dir":              ("dataset",  "dataset", "dataset", "dataset/demo"),
+    "paired_test":           (False,      False,     False,     True),
+    "image_size":            (256,        256,       256,       64),
+    "resize_scale":          (286 / 256,  286 / 256, 1.0,       1.0),
+    "rotate_degrees":        (0.0,        0.0,       10.0,      0.0),
+    "iso_noise_prob":        (0.0,        0.0,       0.15,      0.0),
+    "jitter_brightness":     (0.0,        0.0,       0.15,      0.0),
+    "jitter_contrast":       (0.0,        0.0,       0.15,      0.0),
+    "jitter_saturation":     (0.0,        0.0,       0.025,     0.0),
+    "jitter_hue":            (0.0,        0.0,       0.02,      0.0),
+    "base_channels":         (64,         64,        64,        32),
+    "num_residuals":         (0,          0,         8,         0),
+    "padding":               ("zero",     "reflect", "zero",    "zero"),
+    "global_skip":           (True,       False,     False,     True),
+    "norm_first":            (True,       True,      False,     True),
+    "init_std":              (0.02,       0.02,      0.0,       0.02),
+    "lambda_cycle":          (5.0,        10.0,      3.0,       5.0),
+    "lambda_identity":       (0.0,        0.5,       0.0,       0.0),
+    "gan_sigmoid":           (False,      False,     True,      False),
+    "pool_size":             (50,         50,        0,         50),
+    "disc_first":            (False,      False,     True,      False),
+    "num_epochs":            (100,        100,       100,       1),
+    "num_decay_epochs":      (50,         100,       50,        2),
+    "max_steps":             (0,          0,         0,         1000),
+    "learning_rate":         (2e-4,       2e-4,      3e-4,      2e-4),
+    "ema_decay":             (0.999,      0.0,       0.0,       0.998),
+    "amp":                   ("auto",     "off",     "off",     "auto"),
+    "num_workers":           (2,          2,         2,         1),
+    "sample_every_steps":    (1000,       1000,      1000,      200),
+    "checkpoint_every_steps": (1000,      1000,      1000,      200),
+}  # fmt: skip
+
+
+# --- Rules
+
+BILLION = 10**9  # No real run has more steps, images or files than this.
 
 
 @dataclass(frozen=True)
 class Between:
-    """The rule for a number: `low <= value <= high` and divisible by `multiple_of` unless that is 0."""
+    """The rule for a number: `low <= value <= high`, and divisible by `multiple_of` unless that is 0."""
 
     low: float
     high: float = math.inf
     multiple_of: int = 0
 
     def __str__(self) -> str:
-        text = (
-            f"at least {self.low:g}" if self.high in (BILLION, math.inf) else f"between {self.low:g} and {self.high:g}"
-        )
-        return text if not self.multiple_of else f"a multiple of {self.multiple_of}, {text}"
+        unbounded = self.high in (BILLION, math.inf)
+        text = f"at least {self.low:g}" if unbounded else f"between {self.low:g} and {self.high:g}"
+        return f"a multiple of {self.multiple_of}, {text}" if self.multiple_of else text
 
     def allows(self, value: float) -> bool:
         in_range = self.low <= value <= self.high and value != math.inf
@@ -55,86 +234,7 @@ Scale = Annotated[float, Between(1, 4), tyro.conf.arg(metavar="FLOAT=1..4")]
 Seed = Annotated[int, Between(0, 2**63 - 1), tyro.conf.arg(metavar="INT>=0")]
 LearningRate = Annotated[float, Between(1e-9, 1), tyro.conf.arg(metavar="FLOAT=1e-9..1")]
 
-
-@dataclass(frozen=True)
-class Config:
-    """Train a CycleGAN on two folders of unpaired images. To resume a run, run the same command again."""
-
-    preset: Literal["default", "paper", "origin", "demo"] = "default"  # values to start from; other flags win
-
-    # --- Data
-    data_dir: str = "dataset"  # holds train/<domain_a> and train/<domain_b>, or trainA and trainB; test likewise
-    domain_a: str = "european"  # folder name of domain a, in any case
-    domain_b: str = "asian"  # folder name of domain b, in any case
-    paired_test: bool = False  # test images of equal name are true pairs: report the error to the truth at the end
-    image_size: ImageSide = 256  # side of the square training image in px, a multiple of 4
-
-    # --- Augmentation, drawn for each image on its own
-    resize_scale: Scale = 286 / 256  # the short side becomes this times image_size before a random crop (paper 286/256)
-    flip_prob: Fraction = 0.5  # chance of a left-right flip (paper 0.5)
-    rotate_degrees: Degrees = 0.0  # rotate by an angle drawn from +- this
-    iso_noise_prob: Fraction = 0.0  # chance of camera noise
-    jitter_brightness: Fraction = 0.0  # scale the brightness by a factor drawn from 1 +- this
-    jitter_contrast: Fraction = 0.0  # scale the contrast by a factor drawn from 1 +- this
-    jitter_saturation: Fraction = 0.0  # scale the saturation by a factor drawn from 1 +- this
-    jitter_hue: Hue = 0.0  # turn the hue by a share of the colour circle drawn from +- this
-
-    # --- Networks
-    base_channels: Width = 64  # channels of the first layer of all four networks (paper 64)
-    num_residuals: Depth = 0  # residual blocks of a generator; 0: 9 above 128 px, else 6 (paper)
-    padding: Literal["reflect", "zero", "reflect-all"] = "zero"  # of the generators; zero is cheaper (paper reflect)
-    global_skip: bool = True  # generators predict the change to their input and start as the identity (paper: no)
-    norm_first: bool = True  # instance norm after the generator's first layer (paper: yes)
-    spectral_norm: bool = False  # tame the discriminators by spectral normalisation (Miyato et al. 2018; paper: no)
-    init_std: Weight = 0.02  # spread of the normal initial weights; 0: PyTorch's own initialisation (paper 0.02)
-
-    # --- Losses
-    lambda_cycle: Weight = 5.0  # weight of the cycle loss; higher keeps more of the person (paper 10)
-    lambda_identity: Weight = 0.0  # weight of the identity loss as a multiple of lambda_cycle (paper 0.5)
-    identity_epochs: Count = 0  # epochs in which the identity loss falls linearly to zero; 0: it stays (paper)
-    diff_augment: Literal["none", "geometry", "all"] = "none"  # change what discriminators see (Zhao et al. 2020)
-    gan_sigmoid: bool = False  # squash the discriminator's scores before the squared error (paper: no)
-    pool_size: Count = 50  # earlier fakes kept per domain for the discriminators; 0: none (paper 50)
-    disc_first: bool = False  # update the discriminators before the generators (paper: after)
-
-    # --- Optimisation
-    batch_size: Positive = 1  # images of each domain per step (paper 1)
-    num_epochs: Positive = 100  # epochs at the full learning rate; one epoch shows the larger folder once (paper 100)
-    num_decay_epochs: Count = 50  # epochs after those in which the rate falls linearly to zero (paper 100)
-    max_steps: Count = 0  # stop after this many steps, wherever the schedule is; 0: no limit
-    learning_rate: LearningRate = 2e-4  # of Adam, all networks (paper 2e-4)
-    scale_learning_rate: bool = False  # multiply the rate by the number of processes (Goyal et al. 2017)
-    beta1: Decay = 0.5  # of Adam (paper 0.5)
-    ema_decay: Decay = 0.999  # of the moving average of the generators' weights per step; 0: the raw weights (paper)
-
-    # --- Machine
-    amp: Literal["auto", "bf16", "off"] = "auto"  # mixed precision; auto: bf16 where the hardware has it, else off
-    compile: bool = False  # torch.compile the networks: slow to start, faster per step on a GPU
-    recompute: bool = False  # residual blocks forget and compute again: less memory, more time, the same result
-    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first of cuda, mps, cpu that is there
-    num_workers: NumWorkers = 2  # processes that read images; 0: the training process reads them itself
-    seed: Seed = 0  # of weights, order, partners, augmentation and image pools; a CPU repeats a run bit for bit
-
-    # --- The run's folder: runs_dir/run_name
-    runs_dir: str = "runs"  # where the runs live; `tensorboard --logdir` takes this
-    run_name: str = "default"  # this run's folder in runs_dir; a run that is there already is resumed
-    log_every_steps: Positive = 50  # steps between two rows of metrics
-    sample_every_steps: Positive = 1000  # steps between two sample grids
-    num_samples: Positive = 6  # test images of each domain in a sample grid
-    checkpoint_every_steps: Positive = 1000  # steps between two checkpoints
-    keep_checkpoints: TwoOrMore = 3  # newest checkpoints to keep
-    evaluate_every_epochs: Count = 0  # measure held-out images each N-th epoch, and keep the best checkpoint; 0: never
-    keep_every_epochs: Count = 0  # keep for good the checkpoint that ends each N-th epoch; 0: none
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self), include_extras=True).items():
-            _check_value(name, kind, getattr(self, name))
-        _check_words(self)
-
-    @property
-    def resolved_num_residuals(self) -> int:
-        """`num_residuals`, or the paper's choice for this image size where it is 0."""
-        return self.num_residuals or (9 if self.image_size > 128 else 6)
+DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,2})?"
 
 
 def _check_value(name: str, kind: Any, value: object) -> None:
@@ -152,56 +252,78 @@ def _check_value(name: str, kind: Any, value: object) -> None:
 
 
 def _check_words(config: Config) -> None:
-    """ValueError unless the knobs that are words can be what they stand for: folders, a run, a device."""
+    """ValueError unless the knobs that are words are usable as what they name: folders, a run, a device."""
     for name in ("domain_a", "domain_b", "run_name"):
         word = getattr(config, name)
         if not word.strip() or not word.isprintable() or word in (".", "..") or re.search(r"[/\\]", word):
             raise ValueError(f"{name} must be a plain folder name, got {word!r}")
     if config.domain_a.lower() == config.domain_b.lower():
         raise ValueError(f"domain_b must differ from domain_a, got {config.domain_b!r} for both")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", config.device):
+    if not re.fullmatch(DEVICES, config.device):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
 
 
-_DEFAULT = Config()
 PRESETS = {
-    "default": _DEFAULT,
-    "paper": replace(_DEFAULT, preset="paper", run_name="paper", padding="reflect", global_skip=False, ema_decay=0.0,
-                     lambda_cycle=10.0, lambda_identity=0.5, num_decay_epochs=100, amp="off"),
-    "origin": replace(_DEFAULT, preset="origin", run_name="origin", num_residuals=8, global_skip=False,
-                      norm_first=False, init_std=0.0, gan_sigmoid=True, disc_first=True, pool_size=0, ema_decay=0.0,
-                      lambda_cycle=3.0, lambda_identity=0.0, learning_rate=3e-4, resize_scale=1.0, rotate_degrees=10.0,
-                      iso_noise_prob=0.15, jitter_brightness=0.15, jitter_contrast=0.15, jitter_saturation=0.025,
-                      jitter_hue=0.02, amp="off"),
-    "demo": replace(_DEFAULT, preset="demo", run_name="demo", data_dir="dataset/demo", paired_test=True, image_size=64,
-                    base_channels=32, resize_scale=1.0, num_epochs=1, num_decay_epochs=2, max_steps=1000,
-                    ema_decay=0.998, sample_every_steps=200, checkpoint_every_steps=200, num_workers=1),
-}  # fmt: skip
+    name: Config(preset=name, **{knob: values[column] for knob, values in PRESET_VALUES.items()})  # type: ignore[arg-type]
+    for column, name in enumerate(PRESET_NAMES)
+}
+
+
+# --- The command line, and JSON
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Config:
-    """The configuration that the command line asks for; a mistake ends the program with status 2 and says why."""
+    """The configuration that the command line describes; a mistake ends the program with status 2 and one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    preset = PRESETS.get(_named_preset(argv), PRESETS["default"])
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(Config, default=PRESETS.get(_named_preset(argv), _DEFAULT), args=argv)
-    except ValueError as error:  # some versions of tyro frame what __post_init__ raises, others let it pass
+            parsed = tyro.cli(_command_line(preset), args=_changed_switches(argv, preset),
+                              config=(tyro.conf.FlagCreatePairsOff,))  # fmt: skip
+        sections = (asdict(getattr(parsed, section.__name__.lower())) for section in SECTIONS)
+        return from_dict(dict(pair for values in sections for pair in values.items()))
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except SystemExit as stop:
         if printed.getvalue():
-            print("error: " + _unboxed(printed.getvalue()), file=sys.stderr)
+            print("error: " + _unframed(printed.getvalue()), file=sys.stderr)
         raise SystemExit(stop.code) from None
 
 
 def _named_preset(argv: Sequence[str]) -> str:
-    """The last `--preset` on the command line; tyro itself judges whether there is such a preset."""
+    """The last `--preset` on the command line; tyro itself checks whether there is such a preset."""
     given = re.findall(r"(?:^|\0)--preset[\0=]([^\0]*)", "\0".join(argv))
     return given[-1] if given else "default"
 
 
-def _unboxed(text: str) -> str:
+def _command_line(preset: Config) -> Any:
+    """The preset as tyro reads it: a dataclass with one field a section, so that --help groups the flags by section."""
+    groups: list[tuple[str, Any, Any]] = []
+    for section in SECTIONS:
+        values = section(**{field.name: getattr(preset, field.name) for field in fields(section)})
+        groups.append((section.__name__.lower(), tyro.conf.configure(tyro.conf.OmitArgPrefixes)(section), values))
+    return make_dataclass("Config", groups, namespace={"__doc__": Config.__doc__})
+
+
+def _changed_switches(argv: Sequence[str], preset: Config) -> list[str]:
+    """The command line with only those booleans that differ from the preset, since --help shows each in one form."""
+    booleans = {field.name for field in fields(Config) if isinstance(getattr(preset, field.name), bool)}
+    kept: list[str] = []
+    chosen: dict[str, bool] = {}
+    for word in argv:
+        name = word.removeprefix("--").replace("-", "_")
+        knob = name.removeprefix("no_")
+        if word.startswith("--") and knob in booleans:
+            chosen[knob] = name == knob
+        else:
+            kept.append(word)
+    changed = {knob: value for knob, value in chosen.items() if value != getattr(preset, knob)}
+    return kept + [("--" if value else "--no-") + knob.replace("_", "-") for knob, value in changed.items()]
+
+
+def _unframed(text: str) -> str:
     """Tyro's framed error message on one line, without frame, title, and the help it repeats for a bad value."""
     _, *lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()  # the first holds the title
     words = [line.strip("│| ") for line in lines if not re.fullmatch(r"[│|+╰╯─ -]*", line)]
@@ -209,7 +331,7 @@ def _unboxed(text: str) -> str:
     return re.sub(r"^Error parsing (Config: )?", "", message)
 
 
-def from_dict(values: dict[str, Any]) -> Config:
+def from_dict(values: Mapping[str, Any]) -> Config:
     """A configuration from JSON values, as a checkpoint holds it; ValueError for an unknown knob or a bad value."""
     unknown = values.keys() - {field.name for field in fields(Config)}
     if unknown:

@@ -20,14 +20,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from dataset import ImageFolder, scan_folder
+from dataset import ImageFolder, class_folders, scan_folder, subfolders
 from faces import find_faces
-from utils import UserError, atomic_write, printable, read_image
+from utils import UserError, atomic_write, command, printable, read_image
 
 THUMBNAIL = 16  # px; of 1689 aligned faces two different ones correlate to 0.956 at most, re-encoded ones above 0.98
 NEAR = 0.97  # correlation of two thumbnails from which on they count as the same picture
 FACES_PER_CLASS = 300  # images in which faces are looked for, evenly spread; finding them takes the most time
-CELL, COLUMNS, ROWS, TITLE = 96, 12, 2, 20  # of the contact sheet: px, pictures a row, rows a class, px
+CELL, SHEET_COLUMNS, ROWS, TITLE = 96, 12, 2, 20  # of the contact sheet: px, pictures a row, rows a class, px
 
 
 @dataclass
@@ -50,31 +50,21 @@ class ClassCheck:
 
 def check_classes(folder: Path) -> list[ClassCheck]:
     """Look at every image of a data set once; UserError where there is none."""
-    classes = [inspect(ClassCheck(split, domain, scan_folder(path))) for split, domain, path in class_folders(folder)]
+    classes = [inspect(ClassCheck(split, domain, scan_folder(path))) for split, domain, path in find_classes(folder)]
     if not any(item.folder.files for item in classes):
         raise UserError(f"no images in {printable(folder)}")
     return classes
 
 
-def class_folders(folder: Path) -> list[tuple[str, str, Path]]:
+def find_classes(folder: Path) -> list[tuple[str, str, Path]]:
     """Class folders as (split, domain, path): those in train/ and test/, and trainA, testB and so on.
 
     Where there are none, each subfolder is a class, and a folder without subfolders is one.
     """
-
-    def inside(path: Path) -> list[Path]:
-        return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-
     if not folder.is_dir():
-        raise UserError(f"{printable(folder)} is no folder")
-    found = []
-    for child in inside(folder):
-        name = child.name.lower()
-        if name in ("train", "test"):
-            found += [(name, path.name.lower(), path) for path in inside(child)]
-        elif name[:-1] in ("train", "test") and name[-1] in "ab":
-            found.append((name[:-1], name[-1], child))
-    return found or [("", path.name, path) for path in inside(folder)] or [("", folder.name, folder)]
+        raise UserError(f"{printable(folder)} is not a folder")
+    found = [(split, domain, path) for (split, domain), path in class_folders(folder).items()]
+    return found or [("", path.name, path) for path in subfolders(folder)] or [("", folder.name, folder)]
 
 
 def inspect(item: ClassCheck) -> ClassCheck:
@@ -177,17 +167,18 @@ def as_table(report: dict[str, Any], show: int = 10) -> str:
 def contact_sheet(classes: Sequence[ClassCheck]) -> Image.Image:
     """Pictures from every class, evenly spread, under the class's name."""
     height = TITLE + ROWS * CELL
-    sheet = Image.new("RGB", (COLUMNS * CELL, len(classes) * height), "white")
+    sheet = Image.new("RGB", (SHEET_COLUMNS * CELL, len(classes) * height), "white")
     for row, item in enumerate(classes):
         files = item.folder.files
         ImageDraw.Draw(sheet).text((4, row * height + 4), f"{printable(item.name)}: {len(files)} images", fill="black")
-        for place, index in enumerate(np.linspace(0, len(files) - 1, min(ROWS * COLUMNS, len(files))).astype(int)):
+        for place, index in enumerate(np.linspace(0, len(files) - 1, min(ROWS * SHEET_COLUMNS, len(files))).astype(int)):
             picture = read_image(files[index])
             picture.thumbnail((CELL - 2, CELL - 2))
-            sheet.paste(picture, (place % COLUMNS * CELL, row * height + TITLE + place // COLUMNS * CELL))
+            sheet.paste(picture, (place % SHEET_COLUMNS * CELL, row * height + TITLE + place // SHEET_COLUMNS * CELL))
     return sheet
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the data set that the command line names; 0 unless there is none."""
     parser = argparse.ArgumentParser(description="Look through a data set. Nothing in it is changed.")
@@ -195,16 +186,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--sheet", type=Path, default=Path("data_check.png"), help="the contact sheet (%(default)s)")
     args = parser.parse_args(argv)
-    try:
-        if not args.sheet.name or args.folder.resolve() in args.sheet.resolve().parents:
-            raise UserError("--sheet must name a file outside the data set, which is not changed")
-        classes = check_classes(args.folder)
-        report = as_report(args.folder, classes)
-        print(json.dumps(report, indent=2) if args.json else as_table(report))
-        with atomic_write(args.sheet) as temporary:
-            contact_sheet(classes).save(temporary, "PNG")
-        print(f"\npictures of every class: {printable(args.sheet)}", file=sys.stderr if args.json else sys.stdout)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not args.sheet.name or args.folder.resolve() in args.sheet.resolve().parents:
+        raise UserError("--sheet must name a file outside the data set, which is not changed")
+    classes = check_classes(args.folder)
+    report = as_report(args.folder, classes)
+    print(json.dumps(report, indent=2) if args.json else as_table(report))
+    with atomic_write(args.sheet) as temporary:
+        contact_sheet(classes).save(temporary, "PNG")
+    print(f"\npictures of every class: {printable(args.sheet)}", file=sys.stderr if args.json else sys.stdout)
     return 0

@@ -6,6 +6,7 @@ import hashlib
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -27,13 +28,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
-from faces import Template, measure_template
-from utils import UserError, image_to_pixels, image_to_tensor, printable, read_image
+from faces import measure_template
+from utils import Template, UserError, image_to_pixels, image_to_tensor, printable, read_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MIN_SIDE = 16  # px; smaller images are thumbnails and icons, not faces
 MAX_ASPECT = 10  # long side over short side; the short side is resized, and the long one must still fit into memory
 TEMPLATE_IMAGES, TEMPLATE_SIDE = 200, 256  # how many images are looked at for faces, and at which size, px
+SPLITS = {"train": "train", "test": "test", "val": "test", "validation": "test"}  # Folder names, and what they hold.
 DEMO_ZIP = Path(__file__).parent / "assets" / "demo_faces.zip"
 
 
@@ -68,11 +70,39 @@ def domain_folders(config: Config, split: str) -> tuple[Path, Path]:
     A domain's folder is data_dir/split/domain, in any case, or data_dir/splitA and splitB.
     """
     data_dir = Path(config.data_dir)
+    found = class_folders(data_dir)
     folder_a, folder_b = (
-        _child(_child(data_dir, split), domain) or _child(data_dir, letters) or data_dir / split / domain
-        for domain, letters in ((config.domain_a, split + "A"), (config.domain_b, split + "B"))
+        found.get((split, domain.lower())) or found.get((split, letter)) or data_dir / split / domain
+        for domain, letter in ((config.domain_a, "a"), (config.domain_b, "b"))
     )
     return folder_a, folder_b
+
+
+def class_folders(data_dir: Path) -> dict[tuple[str, str], Path]:
+    """The class folders of a data set by split ("train" or "test") and class, in lower case; none where it is missing.
+
+    The class of train/NAME is its name, that of trainA is "a". Of names that differ in case alone, the one in lower
+    case counts.
+    """
+    top = subfolders(data_dir)
+    below = [path for folder in top if folder.name.lower() in SPLITS for path in subfolders(folder)]
+    places = [(class_of(path.relative_to(data_dir)), path) for path in (*top, *below)]
+    return {place: path for place, path in places if place}
+
+
+def class_of(folder: Path) -> tuple[str, str] | None:
+    """Split and class of a folder, given relative to its data set; None where it is not a class folder."""
+    *above, name = (part.lower() for part in folder.parts)
+    if match := re.fullmatch("(train|test)([ab])", name):
+        return match[1], match[2]
+    return (SPLITS[above[-1]], name) if above and above[-1] in SPLITS else None
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders in a folder, sorted; none where it does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def training_images(config: Config) -> Folders:
@@ -89,14 +119,6 @@ def training_images(config: Config) -> Folders:
                 "to fetch faces: python download_files.py; to try the program without: python train.py --preset demo"
             )
     return folders
-
-
-def _child(folder: Path | None, name: str) -> Path | None:
-    """The folder called `name` in `folder`, in any case; the exact name first."""
-    if folder is None or not folder.is_dir():
-        return None
-    matches = [path for path in folder.iterdir() if path.name.lower() == name.lower() and path.is_dir()]
-    return min(matches, key=lambda path: (path.name != name, path.name), default=None)
 
 
 def scan_folder(path: Path) -> ImageFolder:

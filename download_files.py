@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -25,16 +24,15 @@ from filelock import FileLock, Timeout
 
 import data_check
 from archives import check_archive, is_archive, unpack
-from checkpoint import load_generator
 from config import PRESETS, Config
-from dataset import DEMO_ZIP, IMAGE_SUFFIXES, domain_folders, unpack_demo_faces
+from dataset import DEMO_ZIP, IMAGE_SUFFIXES, SPLITS, class_of, domain_folders, unpack_demo_faces
 from fetch import TIMEOUT, fetch, verify
 from import_weights import import_weights
-from utils import UserError, printable
+from load import load_weights
+from utils import UserError, command, printable
 
-ORIGIN = "https://gitlab.com/glebtutik/european_to_asian_files/-/raw/main"
+ORIGIN_URL = "https://gitlab.com/glebtutik/european_to_asian_files/-/raw/main"
 HERE = Path(__file__).parent
-TEST_SPLITS = ("test", "val", "validation")  # folder names, in any case
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,9 @@ class Source:
 
 
 SOURCES = {
-    "dataset": Source("data set", f"{ORIGIN}/dataset/dataset.zip", "dataset", images_per_class=1024),
-    "weights": Source("weights", f"{ORIGIN}/checkpoints/checkpoints.zip", "checkpoints"),
-    "test_images": Source("test images", f"{ORIGIN}/test_images/test_images.zip", "test_images"),
+    "dataset": Source("data set", f"{ORIGIN_URL}/dataset/dataset.zip", "dataset", images_per_class=1024),
+    "weights": Source("weights", f"{ORIGIN_URL}/checkpoints/checkpoints.zip", "checkpoints"),
+    "test_images": Source("test images", f"{ORIGIN_URL}/test_images/test_images.zip", "test_images"),
 }
 
 
@@ -180,15 +178,14 @@ def find_classes(content: Path, config: Config) -> dict[tuple[str, str], Path]:
     above it is called test or val. UserError where a class is missing or there are several folders for it.
     """
     names = {config.domain_a.lower(): config.domain_a, config.domain_b.lower(): config.domain_b}
-    letters = {f"{split}{x}": (split, domain) for split in ("train", "test")
-               for x, domain in (("a", config.domain_a), ("b", config.domain_b))}  # fmt: skip
+    domains = {**names, "a": config.domain_a, "b": config.domain_b}
     found: dict[tuple[str, str], Path] = {}
     for folder in sorted(path for path in content.rglob("*") if path.is_dir() and "__MACOSX" not in path.parts):
         name, above = folder.name.lower(), [part.lower() for part in folder.relative_to(content).parts[:-1]]
         if name in names:
-            slot = ("test" if any(part in TEST_SPLITS for part in above) else "train", names[name])
-        elif name in letters:
-            slot = letters[name]
+            slot = ("test" if any(SPLITS.get(part) == "test" for part in above) else "train", names[name])
+        elif (place := class_of(Path(name))) is not None:
+            slot = (place[0], domains[place[1]])
         else:
             continue
         if not count_images(folder):
@@ -237,10 +234,9 @@ PLACERS = {"dataset": place_dataset, "checkpoints": place_weights, "test_images"
 
 def check_weights(file: Path) -> None:
     """UserError unless a .safetensors file holds a generator of this program, of one direction at least."""
-    try:
-        load_generator(file, "ab")
-    except UserError:
-        load_generator(file, "ba")
+    weights = load_weights(file)
+    for direction in weights.generators:
+        weights.generator(direction)
 
 
 def stage(path: Path, staged: Path) -> Path:
@@ -330,31 +326,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; 0 if all of it is in place at the end."""
     args = parse_args(argv)
     try:
         config = Config(data_dir=str(args.root / "dataset"), domain_a=args.domain_a, domain_b=args.domain_b)
-        if args.check:
-            return data_check.main([args.check])
-        if args.list:
-            list_sources(args.root, config)
-            return 0
-        if args.demo:
-            demo = args.root / PRESETS["demo"].data_dir
-            if not demo.exists():
-                unpack_demo_faces(demo)
-            print(f"demo faces: {printable(demo)}")
-        chosen = args.chosen or ([] if args.demo else list(SOURCES.values()))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if args.check:
+        return data_check.main([args.check])
+    if args.list:
+        list_sources(args.root, config)
+        return 0
+    if args.demo:
+        demo = args.root / PRESETS["demo"].data_dir
+        if not demo.exists():
+            unpack_demo_faces(demo)
+        print(f"demo faces: {printable(demo)}")
+    chosen = args.chosen or ([] if args.demo else list(SOURCES.values()))
+    try:
         brought = [bring(source, args.url or source.url, args.sha256 or source.sha256, args.root, config)
                    for source in chosen]  # fmt: skip
-        return 0 if all(brought) else 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGINT
+        print("stopped; the same command resumes the download", file=sys.stderr)
+        raise
+    return 0 if all(brought) else 1
 
 
 if __name__ == "__main__":

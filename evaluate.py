@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from checkpoint import CheckpointError, Direction, Trained, checkpoint_step, list_checkpoints, load_trained
+from checkpoint import CheckpointError, checkpoint_step, list_checkpoints
 from config import Config
 from dataset import find_images, load_views
 from judges import (
@@ -32,8 +32,9 @@ from judges import (
     looks_like_b,
     train_domain_judge,
 )
+from load import OTHER, Direction, Weights, load_weights
 from metrics import Estimate, absolute_errors, bootstrap, kernel_distance, ssim, translate_in_batches
-from utils import UserError, atomic_write, image_grid, pick_device, printable, tensor_to_image
+from utils import UserError, atomic_write, command, image_grid, pick_device, printable, tensor_to_image
 
 INCEPTION = "Inception"
 CURVE = (640, 140)  # px, width and height of a diagram
@@ -52,7 +53,6 @@ COLUMNS = {  # by key: title, and whether more is better
     "truth_ssim": ("SSIM to the truth", True),
 }
 Row = dict[str, Estimate]  # by column; a column without a number is left out
-OTHER: dict[Direction, Direction] = {"ab": "ba", "ba": "ab"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def find_judges(a: Domain, b: Domain, inception_weights: str | None) -> Judges:
 
 
 def evaluate(
-    generators: dict[Direction, nn.Module],
+    generators: Mapping[Direction, nn.Module],
     direction: Direction,
     source: Domain,
     target: Domain,
@@ -213,12 +213,12 @@ def as_markdown(title: str, rows: dict[str, Row], features_name: str = INCEPTION
 # --- The command line
 
 
-def load_both(weights: Path, device: torch.device) -> dict[Direction, Trained]:
-    """The generators of both directions, on the device."""
-    both: dict[Direction, Trained] = {direction: load_trained(weights, direction) for direction in OTHER}
-    for trained in both.values():
-        trained.generator.to(device)
-    return both
+def load_both(weights: Path, device: torch.device) -> Weights:
+    """The generators of both directions, on the device; UserError where one is missing."""
+    loaded = load_weights(weights)
+    for direction in OTHER:
+        loaded.generator(direction).to(device)
+    return loaded
 
 
 def rank_checkpoints(run_dir: Path, data_dir: str | None, device: torch.device, out: Path) -> str:
@@ -226,7 +226,7 @@ def rank_checkpoints(run_dir: Path, data_dir: str | None, device: torch.device, 
     paths = list_checkpoints(run_dir / "checkpoints")
     if not paths:
         raise UserError(f"there are no checkpoints in {printable(run_dir / 'checkpoints')}")
-    config = load_trained(paths[-1], "ab").config
+    config = load_weights(paths[-1]).config
     config = replace(config, data_dir=data_dir or config.data_dir)
     a, b = (load_domain(config, index, device) for index in (0, 1))
     check_pairs(a, b, config.paired_test)
@@ -238,7 +238,7 @@ def rank_checkpoints(run_dir: Path, data_dir: str | None, device: torch.device, 
         except CheckpointError as error:
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        found[checkpoint_step(path)] = examiner.examine(both["ab"].generator, both["ba"].generator)
+        found[checkpoint_step(path)] = examiner.examine(both.generator("ab"), both.generator("ba"))
     if not found:
         raise UserError(f"no checkpoint in {printable(run_dir / 'checkpoints')} is whole")
     with atomic_write(out / "checkpoints.json") as temporary:
@@ -291,19 +291,18 @@ def run(args: argparse.Namespace) -> str:
     """Evaluate as the command line asks, write the files, and return the tables."""
     device = pick_device(args.device)
     both = load_both(args.weights, device)
-    config = both["ab"].config
+    config = both.config
     config = replace(config, data_dir=args.data_dir or config.data_dir)
     a, b = (load_domain(config, index, device) for index in (0, 1))
     paired = args.paired or config.paired_test
     check_pairs(a, b, paired)
     judges = find_judges(a, b, args.inception_weights)
-    generators: dict[Direction, nn.Module] = {direction: trained.generator for direction, trained in both.items()}
     tables, report = [], {"weights": str(args.weights), "data_dir": config.data_dir,
                           "domain_judge_accuracy": judges.domain_accuracy, "missing": judges.missing}  # fmt: skip
     sides: dict[Direction, tuple[Domain, Domain]] = {"ab": (a, b), "ba": (b, a)}
     for direction, (source, target) in sides.items():
         if args.direction in (direction, "both"):
-            rows, picture = evaluate(generators, direction, source, target, judges, paired)
+            rows, picture = evaluate(both.generators, direction, source, target, judges, paired)
             tables.append(as_markdown(f"{source.name} to {target.name}", rows))
             report[direction] = {name: {key: asdict(value) for key, value in row.items()} for name, row in rows.items()}
             with atomic_write(args.out / f"sheet_{direction}.png") as temporary:
@@ -317,18 +316,15 @@ def run(args: argparse.Namespace) -> str:
     return text
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate; what the user can put right is told in a few lines."""
+    """Evaluate what the command line names."""
     args = parse_args(argv)
-    try:
-        if args.all_checkpoints:
-            text = rank_checkpoints(args.weights, args.data_dir, pick_device(args.device), args.out)
-        else:
-            text = run(args)
-        print(f"{text}\n\nwritten to {printable(args.out)}")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.all_checkpoints:
+        text = rank_checkpoints(args.weights, args.data_dir, pick_device(args.device), args.out)
+    else:
+        text = run(args)
+    print(f"{text}\n\nwritten to {printable(args.out)}")
     return 0
 
 

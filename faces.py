@@ -14,6 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils import Template
+
 MODEL = Path(__file__).parent / "assets" / "face_detection_yunet_2023mar.onnx"
 MIN_SCORE = 0.5  # of YuNet, to look again: a face on its side may score as low
 SURE_SCORE = 0.925  # reached only by faces that lean by less than 45 degrees
@@ -34,8 +36,6 @@ SWAPPED = [1, 0, 2, 4, 3]  # landmarks of a face in the order of its mirror imag
 MASK_INSIDE, MASK_OUTSIDE = 0.6, 0.94  # shares of the crop's half side between which a paste fades out
 FINER, FIXED_POINT = 4, 64  # a change is enlarged smoothly by this, then linearly, in this part of a grey level
 MIN_SHARE = 0.5  # of the images must show one face, for a template to mean anything
-
-Template = tuple[tuple[float, float], ...]  # the five landmarks as shares of the crop's side
 
 
 @dataclass(frozen=True, eq=False)

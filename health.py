@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils import UserError
+
 WINDOW = 5  # rows of metrics that a sign in the losses must last
 WON = 0.005  # a discriminator's loss below this: it is never wrong; 0.25 is guessing
 STILL = 1e-4  # the losses' spread over their mean below this: they do not move
 SAME = 0.002  # change of an image, of [0, 1], below this: half a grey level of 256
-PATIENCE = 0.5  # share of the run until which generators that begin as the identity may change nothing
+UNCHANGED_SHARE = 0.5  # share of the run until which generators that begin as the identity may change nothing
 ALIKE = 0.2  # spread of the translations over that of their inputs below this: all look alike
 INVERTED = -0.3  # correlation of rough colours of input and translation below this: dark became bright
 COARSE = 8  # px that are averaged to see rough colours
@@ -30,6 +33,16 @@ class Sign:
 
     def __str__(self) -> str:
         return f"warning: {self.seen}; {self.remedy}"
+
+
+def check_finite(means: Mapping[str, float], step: int) -> None:
+    """UserError that names the losses that were infinite or not a number since the last report."""
+    bad = [name for name, mean in means.items() if not math.isfinite(mean)]
+    if bad:
+        raise UserError(
+            f"stopped after step {step}: not finite since the last report: {', '.join(bad)}\n"
+            "the weights were not changed by it; try a lower --learning-rate in another --run-name"
+        )
 
 
 def signs_in_losses(rows: Sequence[Mapping[str, float]]) -> Iterator[Sign]:
@@ -67,7 +80,7 @@ def signs_in_images(direction: str, real: Tensor, fake: Tensor, rec: Tensor, pro
     fine = change - F.interpolate(rough, change.shape[-2:], mode="nearest")
     size = change.abs().mean().item() / 2  # of images in [0, 1]
     if size < SAME:
-        if progress >= PATIENCE:
+        if progress >= UNCHANGED_SHARE:
             yield Sign(
                 f"{direction} does nothing",
                 f"translations {direction} equal their inputs (mean change {size:.4f})",

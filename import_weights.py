@@ -28,12 +28,11 @@ from torch import Tensor
 from config import PRESETS, Config, to_dict
 from foreign_file import ForeignFileError, read_file, tensors_of
 from generator_model import Generator, Padding
-from utils import UserError, atomic_write, printable
+from load import OTHER, Direction
+from utils import UserError, atomic_write, command, printable
 from weights_file import write_generators
 
-Direction = Literal["ab", "ba"]
 FileSet = dict[Path, Direction | None]  # the directions that the names of files tell, if they do
-OTHER: dict[Direction, Direction] = {"ab": "ba", "ba": "ab"}
 ENDING = r"\.(?:pth\.tar|pth|pt|tar)"
 FILE_NAMES: tuple[tuple[str, dict[str, Direction]], ...] = (  # which files belong together, and their directions
     (r"(gen_)(asian|european)", {"asian": "ab", "european": "ba"}),
@@ -94,6 +93,7 @@ def import_weights(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     direction: Direction | None = None,
+    *,
     swap: bool = False,
     image_size: int | None = None,
     norm_first: bool = True,
@@ -240,7 +240,7 @@ def convert(tensors: dict[str, Tensor], image_size: int | None, norm_first: bool
     except ValueError as error:
         raise ForeignFileError(f"does not fit this program: {error}") from error
     with torch.device("meta"):  # names and shapes without memory
-        ours = Generator(num_residuals, config.base_channels, config.padding, norm_first=config.norm_first).state_dict()
+        ours = Generator(**config.generator).state_dict()
     weights = {key: checked(tensors[name], shape.shape, name)
                for (key, shape), name in zip(ours.items(), theirs, strict=True)}  # fmt: skip
     return Network(layout, config, weights)
@@ -306,8 +306,9 @@ def shortened(names: Iterable[str]) -> str:
     return ", ".join([*first[:3], "..."] if len(first) == 4 else first)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; what the user can put right is told in a few lines, not a traceback."""
+    """Import what the command line names."""
     parser = argparse.ArgumentParser(description="Turn other projects' CycleGAN generators into a .safetensors file.")
     parser.add_argument("source", metavar="SOURCE", help="a folder, or one file; its partner beside it is found")
     parser.add_argument("target", metavar="OUT", help="the .safetensors file to write")
@@ -316,14 +317,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, metavar="N", help="side in px of the images it was trained on")
     parser.add_argument("--no-norm-first", action="store_true", help="early tutorial: no norm after the first layer")
     given = parser.parse_args(argv)
-    try:
-        print(import_weights(given.source, given.target, given.direction, given.swap, given.image_size,
-                             not given.no_norm_first))  # fmt: skip
-        out = printable(given.target)
-        print(f"wrote {out}; next: python translate.py PHOTO --weights {out}")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(import_weights(given.source, given.target, given.direction, swap=given.swap, image_size=given.image_size,
+                         norm_first=not given.no_norm_first))  # fmt: skip
+    out = printable(given.target)
+    print(f"wrote {out}; next: python translate.py PHOTO --weights {out}")
     return 0
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from faces import align, find_faces
 from foreign_file import ForeignFileError, read_file
 from metrics import absolute_errors, kernel_distance, ssim, translate_in_batches
-from utils import UserError, printable, tensor_to_image
+from utils import UserError, printable, quantize, tensor_to_image
 
 Features = Callable[[Tensor], np.ndarray]  # images (N, 3, H, W) in [-1, 1] to (N, d) float64
 SFACE_SIDE = 112  # px
@@ -208,9 +208,7 @@ def inception_features(weights: str | None, device: torch.device) -> Features:
 
     @torch.no_grad()
     def features(images: Tensor) -> np.ndarray:
-        batches = [
-            ((batch + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for batch in torch.split(images, JUDGE_BATCH)
-        ]
+        batches = torch.split(quantize(images), JUDGE_BATCH)
         return torch.cat([network(batch.to(device))[0] for batch in batches]).double().cpu().numpy()
 
     return features

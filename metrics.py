@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils import denormalize
+
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # px (Wang et al. 2004)
 BOOTSTRAP_ROUNDS = 1000
 
 
 def mean_absolute_error(images: Tensor, truth: Tensor) -> float:
     """Mean |difference| of two batches (N, 3, H, W) in [-1, 1], on the scale of images in [0, 1]: 0 to 1."""
-    return (images - truth).abs().mean().item() / 2
+    return (denormalize(images) - denormalize(truth)).abs().mean().item() / 255
 
 
 @torch.no_grad()
@@ -75,7 +77,8 @@ def bootstrap(values: np.ndarray) -> Estimate | None:
 
 def absolute_errors(images: Tensor, truth: Tensor) -> np.ndarray:
     """Mean |difference| of each image, (N,), on the scale of images in [0, 1]; both (N, 3, H, W) in [-1, 1]."""
-    errors: np.ndarray = ((images - truth).abs().mean(dim=(1, 2, 3)) / 2).cpu().numpy()
+    differences = (denormalize(images) - denormalize(truth)) / 255
+    errors: np.ndarray = differences.abs().mean(dim=(1, 2, 3)).cpu().numpy()
     return errors
 
 
@@ -85,7 +88,7 @@ def ssim(images: Tensor, truth: Tensor) -> np.ndarray:
     Args:
         images, truth: (N, 3, H, W) in [-1, 1], at least SSIM_WINDOW px a side.
     """
-    x, y = (images + 1) / 2, (truth + 1) / 2
+    x, y = denormalize(images) / 255, denormalize(truth) / 255
     offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
     bell = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
     window = torch.outer(bell, bell) / bell.sum() ** 2

@@ -19,7 +19,7 @@ import torch.distributed.nn.functional  # its default arguments would hold a pro
 from torch import Tensor
 from torch import distributed as dist
 
-PATIENCE = 3600  # seconds for which the others wait while the first process scans, evaluates or saves
+MAX_WAIT = 3600  # seconds for which the others wait while the first process scans, evaluates or saves
 
 
 def rank() -> int:
@@ -44,7 +44,7 @@ def connected(device: torch.device) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
+    dist.init_process_group(backend, timeout=timedelta(seconds=MAX_WAIT))
     succeeded = False
     try:
         yield

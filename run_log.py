@@ -16,7 +16,7 @@ from tqdm import tqdm
 import processes
 from config import Config, to_dict
 from health import WINDOW, Sign, signs_in_images, signs_in_losses
-from utils import atomic_write, image_grid, tensor_to_image
+from utils import atomic_write, image_grid, quantize, tensor_to_image
 
 
 class RunLog:
@@ -92,7 +92,7 @@ class RunLog:
         path = self.run_dir / "samples" / f"step_{step:08d}.png"
         with atomic_write(path) as file:
             tensor_to_image(grid).save(file, "PNG")
-        self.tensorboard.add_image("samples", (grid + 1) / 2, step)
+        self.tensorboard.add_image("samples", quantize(grid), step)
         return path
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -24,14 +23,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import processes
-from checkpoint import Direction, load_trained
 from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
-from faces import Face, Template, align, find_faces, paste
+from faces import Face, align, find_faces, paste
+from load import Direction, load_weights
 from utils import (
+    Template,
     UserError,
     atomic_write,
+    command,
+    denormalize,
     fast_layout,
     has_fast_bf16,
+    normalize,
     open_image,
     pick_device,
     printable,
@@ -40,7 +43,7 @@ from utils import (
 )
 from video import VIDEO_SUFFIXES, FaceSmoother, translate_video
 
-MAX_ASPECT = 4  # of what the network sees of a whole image: longer ones are seen squeezed, and come out whole
+MAX_CROP_ASPECT = 4  # of what the network sees of a whole image: longer ones are seen squeezed, and come out whole
 LABEL = (  # https://cv.iptc.org/newscodes/digitalsourcetype/
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
@@ -50,19 +53,67 @@ Pixels = np.ndarray  # (H, W, 3) uint8 RGB
 Crop = np.ndarray  # (h, w, 3) RGB, 0 to 255
 
 
+class Region(Protocol):
+    """A part of a photograph that the generator translates."""
+
+    def crop(self, pixels: Pixels) -> Crop:
+        """The part as the generator is given it."""
+
+    def put_back(self, pixels: Pixels, before: Crop, after: Crop) -> None:
+        """Add what changed in the crop to the photograph's pixels, in place."""
+
+
+@dataclass(frozen=True)
+class FaceRegion:
+    """A face, aligned as the template says in a crop of `size` x `size` px."""
+
+    face: Face
+    template: Template
+    size: int
+
+    def crop(self, pixels: Pixels) -> Crop:
+        return align(pixels, self.face, self.template, self.size)
+
+    def put_back(self, pixels: Pixels, before: Crop, after: Crop) -> None:
+        paste(pixels, before, after, self.face, self.template)
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """The whole image, with a short side of `size` px in the crop."""
+
+    size: int
+
+    def crop(self, pixels: Pixels) -> Crop:
+        """Both sides are multiples of 4 px; an image of more than MAX_CROP_ASPECT is squeezed."""
+        short = min(pixels.shape[:2])
+        height, width = (min(self.size * side / short, self.size * MAX_CROP_ASPECT) for side in pixels.shape[:2])
+        crop = resize(pixels, max(4, round(height / 4) * 4), max(4, round(width / 4) * 4))
+        return crop.clip(0, 255)  # bicubic interpolation overshoots
+
+    def put_back(self, pixels: Pixels, before: Crop, after: Crop) -> None:
+        """The change is resized, not the image: its own detail stays sharp."""
+        changed = pixels + resize(after - before, *pixels.shape[:2])
+        pixels[:] = np.rint(changed, out=changed).clip(0, 255, out=changed)
+
+
 @dataclass
 class Photo:
-    """A photograph while it is translated: its own pixels, what the network is shown of it, and the result."""
+    """A photograph while it is translated: its own pixels, what the generator sees of it, and the result."""
 
     original: Image.Image  # upright
     seen: Pixels  # transparency on white
-    colours: Pixels  # what changes are added to: `seen` itself, or the colours that a transparent file has in truth
+    colours: Pixels  # changes are added to these: `seen` itself, or the true colours of a transparent file
     alpha: Image.Image | None
-    faces: list[Face | None] = field(default_factory=list)  # None stands for the whole image
+    regions: Sequence[Region] = ()  # what was translated
+
+    @property
+    def num_faces(self) -> int:
+        return sum(isinstance(region, FaceRegion) for region in self.regions)
 
     @property
     def result(self) -> Image.Image:
-        if not self.faces:
+        if not self.regions:
             return self.original
         image = Image.fromarray(self.colours)
         if self.alpha:
@@ -74,11 +125,10 @@ class Translator:
     """Translates the faces in photographs, or whole images.
 
     Args:
-        generator: takes and gives (N, 3, H, W) in [-1, 1], H and W multiples of 4; moved to `device`.
+        generator: maps (N, 3, H, W) in [-1, 1] to the same, H and W multiples of 4; moved to `device`.
         image_size: side of the images it was trained on, px.
-        template: where the landmarks lay in these, see `faces.measure_template`; None if they showed no faces.
-        device: where to run; in bfloat16 where the hardware has it.
-        whole: take every image for one that is cropped like the training images already.
+        template: where the landmarks lay in these, see `faces.measure_template`; None translates whole images.
+        device: where to run; in bfloat16 where the hardware supports it.
         batch_size: crops that the generator takes at a time.
     """
 
@@ -86,9 +136,9 @@ class Translator:
         self,
         generator: nn.Module,
         image_size: int,
+        *,
         template: Template | None = None,
         device: torch.device | str = "cpu",
-        whole: bool = False,
         batch_size: int = 8,
     ) -> None:
         self.device = torch.device(device)
@@ -96,10 +146,9 @@ class Translator:
         layout = fast_layout(self.device, self.bf16)
         self.generator = generator.to(self.device).to(memory_format=layout).eval()  # type: ignore[call-overload]
         self.image_size, self.template, self.batch_size = image_size, template, batch_size
-        self.whole = whole or template is None
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The translated image, upright, of the same size; without a face in it, the image as it is.
+        """The translated image, upright, of the same size; an image without a face is returned unchanged.
 
         Raises:
             ValueError: a colour mode whose range is unknown (32 bits a channel).
@@ -109,61 +158,70 @@ class Translator:
         return photo.result
 
     def translate(self, photos: Sequence[Photo], find: Callable[[Pixels], Sequence[Face]] = find_faces) -> None:
-        """Translate photographs in place, those of all crops that have the same size together.
+        """Translate photographs in place, crops of equal size together.
 
         `find` finds the faces in (H, W, 3) uint8 RGB pixels.
         """
         for photo in photos:
-            photo.faces = [None] if self.whole else [*find(photo.seen)]
-        jobs = [(photo, face, self._crop(photo, face)) for photo in photos for face in photo.faces]
+            photo.regions = self._find_regions(photo.seen, find)
+        jobs = [(photo, region, region.crop(photo.seen)) for photo in photos for region in photo.regions]
         for shape in sorted({crop.shape for *_, crop in jobs}):
-            alike = [job for job in jobs if job[2].shape == shape]
-            for start in range(0, len(alike), self.batch_size):
-                batch = alike[start : start + self.batch_size]
+            same_shape = [job for job in jobs if job[2].shape == shape]
+            for start in range(0, len(same_shape), self.batch_size):
+                batch = same_shape[start : start + self.batch_size]
                 results = self._run(np.stack([before for *_, before in batch]))
-                for (photo, face, before), after in zip(batch, results, strict=True):
-                    self._put_back(photo, face, before, after)
+                for (photo, region, before), after in zip(batch, results, strict=True):
+                    region.put_back(photo.colours, before, after)
 
-    def _crop(self, photo: Photo, face: Face | None) -> Crop:
-        if face is None:
-            height, width = self._network_size(*photo.seen.shape[:2])
-            return resize(photo.seen, height, width).clip(0, 255)  # bicubic swings beyond
-        assert self.template is not None
-        return align(photo.seen, face, self.template, self.image_size)
-
-    def _put_back(self, photo: Photo, face: Face | None, before: Crop, after: Crop) -> None:
-        if face is None:
-            photo.colours = add_everywhere(photo.colours, after - before)
-        else:
-            assert self.template is not None
-            paste(photo.colours, before, after, face, self.template)
-
-    def _network_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which the network sees a whole image: the short side as in training, multiples of 4."""
-        short = min(height, width)
-        sides = [min(self.image_size * side / short, self.image_size * MAX_ASPECT) for side in (height, width)]
-        return max(4, round(sides[0] / 4) * 4), max(4, round(sides[1] / 4) * 4)
+    def _find_regions(self, pixels: Pixels, find: Callable[[Pixels], Sequence[Face]]) -> Sequence[Region]:
+        if self.template is None:
+            return [WholeImage(self.image_size)]
+        return [FaceRegion(face, self.template, self.image_size) for face in find(pixels)]
 
     @torch.inference_mode()
     def _run(self, crops: np.ndarray) -> np.ndarray:
-        """(N, H, W, 3) float32, 0 to 255, through the generator."""
-        images = torch.from_numpy(crops).permute(0, 3, 1, 2).to(self.device) / 127.5 - 1
+        """(N, H, W, 3), 0 to 255, through the generator; float32."""
+        images = normalize(torch.from_numpy(crops).permute(0, 3, 1, 2).to(self.device))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             translated: Tensor = self.generator(images)
-        result: np.ndarray = ((translated.float() + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
+        result: np.ndarray = denormalize(translated.float()).permute(0, 2, 3, 1).cpu().numpy()
         return result
 
 
 def load_translator(
-    weights: str | os.PathLike[str], direction: Direction = "ab", device: str = "auto", **options: Any
+    weights: str | os.PathLike[str],
+    direction: Direction = "ab",
+    *,
+    device: str = "auto",
+    crops: bool = False,
+    like: str | os.PathLike[str] | None = None,
+    batch_size: int = 8,
 ) -> Translator:
-    """A translator with a run's newest checkpoint, a checkpoint or a .safetensors file; `options` as for `Translator`.
+    """A translator with the weights of a run (its newest checkpoint), of a checkpoint or of a .safetensors file.
+
+    Args:
+        weights: where they are.
+        direction: "ab" (domain a to b) or "ba".
+        device: auto, cpu, cuda, cuda:N or mps.
+        crops: translate whole images, which are cropped like the training images or show no faces.
+        like: a folder of images cropped like the training images, where the weights do not record the template.
+        batch_size: crops that the generator takes at a time.
 
     Raises:
-        UserError: no such weights, or no such device.
+        UserError: no such weights, device or images.
     """
-    trained, place = load_trained(weights, direction), pick_device(device, processes.local_rank())
-    return Translator(trained.generator, trained.config.image_size, trained.template, place, **options)
+    found, place = load_weights(weights), pick_device(device, processes.local_rank())
+    template = None if crops else measure_examples(Path(like)) if like else found.template
+    return Translator(found.generator(direction), found.config.image_size, template=template, device=place,
+                      batch_size=batch_size)  # fmt: skip
+
+
+def measure_examples(folder: Path) -> Template | None:
+    """Where the landmarks lie in a folder's images, None if these show no faces; UserError without images."""
+    examples = scan_folder(folder).files
+    if not examples:
+        raise UserError(f"no usable images in {printable(folder)}")
+    return measure_faces(examples)
 
 
 def open_photo(image: Image.Image) -> Photo:
@@ -182,13 +240,6 @@ def resize(pixels: np.ndarray, height: int, width: int) -> Crop:
     resized = F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
     result: Crop = resized[0].permute(1, 2, 0).contiguous().numpy()
     return result
-
-
-def add_everywhere(pixels: Pixels, change: Crop) -> Pixels:
-    """Add a change, given at a lower or higher resolution, to a whole image: the image's own detail stays sharp."""
-    changed = pixels + resize(change, *pixels.shape[:2])
-    rounded: Pixels = np.rint(changed, out=changed).clip(0, 255, out=changed).astype(np.uint8)
-    return rounded
 
 
 # --- Files
@@ -234,13 +285,13 @@ def write_photo(
     metadata that a trained model has changed the photograph, if it has.
     """
     image = beside(photo.original, photo.result) if side_by_side else photo.result
-    options, label = dict(storage.options), label and bool(photo.faces)
+    options, label = dict(storage.options), label and bool(photo.regions)
     if label and storage.format == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", LABEL)
     elif label and storage.format in ("JPEG", "WEBP"):
         options["xmp"] = LABEL.encode()
-    untouched = not photo.faces and not side_by_side  # then a palette's transparent colour is what it was
+    untouched = not photo.regions and not side_by_side  # then a palette's transparent colour is what it was
     image.info = {key: image.info[key] for key in ("transparency",) if untouched and key in image.info}
     image.save(target, storage.format, **options)
 
@@ -265,10 +316,10 @@ class Summary:
     num_faceless: int = 0
     skipped: list[str] = field(default_factory=list)
 
-    def add(self, faces: Sequence[Face | None]) -> None:
-        self.num_translated += bool(faces)
-        self.num_faces += sum(face is not None for face in faces)
-        self.num_faceless += not faces
+    def add(self, photo: Photo) -> None:
+        self.num_translated += bool(photo.regions)
+        self.num_faces += photo.num_faces
+        self.num_faceless += not photo.regions
 
     def skip(self, source: Path, error: Exception) -> None:
         reason, *_ = str(error).splitlines() or [type(error).__name__]
@@ -335,32 +386,37 @@ def translate_files(translator: Translator, jobs: Sequence[tuple[Path, Path]], w
                 try:
                     with atomic_write(target) as temporary:
                         write(photo, temporary, storage)
-                    summary.add(photo.faces)
+                    summary.add(photo)
                 except (ValueError, OSError) as error:  # this one cannot be written; others may
                     summary.skip(source, error)
             bar.update(len(batch))
     return summary
 
 
-def translate_frames(translator: Translator, source: Path, target: Path) -> list[Face | None]:
-    """Translate a video; returns the faces of the frame that showed most."""
+def translate_frames(translator: Translator, source: Path, target: Path) -> Photo:
+    """Translate a video; returns the frame that showed most faces."""
     smoother = FaceSmoother()
-    most: list[Face | None] = []
+    fullest: Photo | None = None
 
     def change(pixels: Pixels) -> Pixels:
-        nonlocal most
+        nonlocal fullest
         photo = open_photo(Image.fromarray(pixels))
         translator.translate([photo], lambda seen: smoother(find_faces(seen)))
-        most = max(most, photo.faces, key=len)
+        if fullest is None or len(photo.regions) > len(fullest.regions):
+            fullest = photo
         return photo.colours
 
     translate_video(source, target, change)
-    return most
+    assert fullest is not None  # a video without frames is an error
+    return fullest
 
 
 def translate_stream(translator: Translator, source: IO[bytes], target: IO[bytes], write: Writer) -> None:
-    """Translate one image from a stream to another; errors as of `read_photo`."""
-    photo, storage = read_photo(io.BytesIO(source.read()))
+    """Translate one image from a stream to another; UserError where it cannot be read."""
+    try:
+        photo, storage = read_photo(io.BytesIO(source.read()))
+    except Exception as error:  # decoders of damaged files raise anything; whatever it is, it is the reason
+        raise UserError(f"the standard input is not an image that can be read: {error}") from error
     translator.translate([photo])
     result = io.BytesIO()  # some formats seek
     write(photo, result, storage)
@@ -403,37 +459,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Translate what the command line names; 0 if nothing was skipped."""
     args = parse_args(argv)
     write = partial(write_photo, side_by_side=args.side_by_side, label=not args.no_metadata)
-    try:
-        translator = load_translator(args.weights, args.direction, args.device, whole=args.crops,
-                                     batch_size=args.batch_size)  # fmt: skip
-        if args.like:
-            examples = scan_folder(args.like).files
-            if not examples:
-                raise UserError(f"no usable images in {printable(args.like)}")
-            translator.template = measure_faces(examples)
-            translator.whole = args.crops or translator.template is None
-        if translator.template is None and not args.crops:
-            source = "the example images show" if args.like else "these weights know of"
-            print(f"{source} no faces (see --like): whole images are translated", file=sys.stderr)
-        if args.photos == ["-"]:
-            if sys.stdin is None:
-                raise UserError("the standard input is closed")
-            translate_stream(translator, sys.stdin.buffer, sys.stdout.buffer, write)
-            return 0
-        jobs = find_jobs([Path(photo) for photo in args.photos], args.out)
-        summary = translate_files(translator, jobs[processes.rank() :: processes.count()], write)  # its share of them
-        print(f"{summary}\nin {printable(args.out)}")
-        # torchrun would end the other processes if one of them failed
-        return 1 if summary.skipped and processes.count() == 1 else 0
-    except (ValueError, OSError, SyntaxError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    translator = load_translator(args.weights, args.direction, device=args.device, crops=args.crops, like=args.like,
+                                 batch_size=args.batch_size)  # fmt: skip
+    if translator.template is None and not args.crops:
+        reason = "the example images show no faces" if args.like else "these weights record no faces (see --like)"
+        print(f"{reason}: whole images are translated", file=sys.stderr)
+    if args.photos == ["-"]:
+        if sys.stdin is None:
+            raise UserError("the standard input is closed")
+        translate_stream(translator, sys.stdin.buffer, sys.stdout.buffer, write)
+        return 0
+    jobs = find_jobs([Path(photo) for photo in args.photos], args.out)
+    summary = translate_files(translator, jobs[processes.rank() :: processes.count()], write)  # this process's share
+    print(f"{summary}\nin {printable(args.out)}")
+    # torchrun would end the other processes if one of them failed
+    return 1 if summary.skipped and processes.count() == 1 else 0
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -18,13 +20,40 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,2})?"
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 89_478_485  # Pillow warns above this and fails above twice this; we refuse above this
 
 
+Template = tuple[tuple[float, float], ...]  # A face's five landmarks (x, y) as fractions of its crop's side.
+
+
 class UserError(ValueError):
     """Something the user can put right: programs print its text without a traceback."""
+
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def command(main: Main) -> Callable[..., int]:
+    """Wrap a program's `main`, which takes the command line and returns the exit status.
+
+    Errors that the user can put right end it with a short message and status 1, Ctrl-C with 130.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as error:
+            message = str(error)
+        except OSError as error:  # a worker's holds a traceback, whose last line says what happened
+            message = (str(error).strip() or repr(error)).splitlines()[-1]
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+
+    return wrapped
 
 
 def read_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, preview: bool = False) -> Image.Image:
@@ -92,8 +121,18 @@ def image_to_pixels(image: Image.Image | np.ndarray) -> Tensor:
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """Pixels, uint8 of any shape, to float32 in [-1, 1]."""
+    """Pixel values 0 to 255, of any dtype and shape, to float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
+
+
+def denormalize(images: Tensor) -> Tensor:
+    """Images in [-1, 1], floating point of any shape, to pixel values 0 to 255 of the same dtype."""
+    return (images + 1) * 127.5
+
+
+def quantize(images: Tensor) -> Tensor:
+    """Images in [-1, 1], floating point of any shape, to uint8 pixels, rounded and clipped."""
+    return denormalize(images).round().clamp(0, 255).to(torch.uint8)
 
 
 def image_to_tensor(image: Image.Image | np.ndarray) -> Tensor:
@@ -103,8 +142,7 @@ def image_to_tensor(image: Image.Image | np.ndarray) -> Tensor:
 
 def tensor_to_image(tensor: Tensor) -> Image.Image:
     """Floating-point tensor (3, H, W) in [-1, 1] to an RGB image: the inverse of `image_to_tensor`, clipped."""
-    pixels = ((tensor.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return Image.fromarray(quantize(tensor.detach().cpu().float()).permute(1, 2, 0).numpy())
 
 
 def image_grid(columns: Sequence[Tensor], padding: int = 2) -> Tensor:
@@ -131,7 +169,7 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
     has_mps, num_gpus = torch.backends.mps.is_available(), torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    if not re.fullmatch(DEVICES, name):
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,2})?", name):
         raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
     device = torch.device("cuda", gpu) if name == "cuda" else torch.device(name)
     if device.type == "mps" and not has_mps:

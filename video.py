@@ -16,7 +16,7 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".webm")
 ENCODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9", "av1": "libsvtav1", "hevc": "libx265"}  # all others become H.264
 QUALITY = {"crf": "18"}  # nearly without visible loss
 SAME_FACE = 1.0  # eye distances that a face may move from one frame to the next
-STILL, MOVING = 0.02, 0.2  # eye distances a frame: below the first it is smoothed most, above the second not at all
+STILL_FACE, MOVING_FACE = 0.02, 0.2  # eye distances a frame: below the first it is smoothed most, above the second not at all
 STEADIEST = 0.2  # share of the newest landmarks in a face that stands still
 
 
@@ -36,7 +36,7 @@ class FaceSmoother:
         move, before = min(moves, key=lambda pair: pair[0], default=(np.inf, face))
         if move > SAME_FACE:
             return face
-        share = np.clip(STEADIEST + (1 - STEADIEST) * (move - STILL) / (MOVING - STILL), STEADIEST, 1)
+        share = np.clip(STEADIEST + (1 - STEADIEST) * (move - STILL_FACE) / (MOVING_FACE - STILL_FACE), STEADIEST, 1)
         return Face(share * face.landmarks + (1 - share) * before.landmarks, face.score)
 
 

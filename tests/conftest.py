@@ -17,7 +17,9 @@ from loopback import Handler, Server, Web
 from PIL import Image
 
 import fetch
+import train
 from config import Config
+from utils import command
 
 ROOT = Path(__file__).parent.parent
 Tiny = Callable[..., Config]
@@ -80,6 +82,11 @@ def run_train(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Co
     process = start_train(*arguments, cwd=cwd)
     out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def train_here(config: Config) -> int:
+    """`python train.py` with this configuration, in this process; its exit status."""
+    return command(lambda argv: train.start(config))()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
 from benchmark import activations, main, plain_networks
-from train import build_model
+from model import CycleGAN
 
 CPU = torch.device("cpu")
 
@@ -31,9 +31,9 @@ def test_the_meter_counts_what_autograd_keeps_once_and_until_it_is_freed() -> No
 
 def test_the_plain_networks_compute_what_ours_compute(tiny: Tiny) -> None:
     torch.manual_seed(0)
-    ours = build_model(tiny(global_skip=False), CPU)
+    ours = CycleGAN(tiny(global_skip=False), CPU)
     torch.manual_seed(0)
-    nets = plain_networks(build_model(tiny(global_skip=False), CPU))
+    nets = plain_networks(CycleGAN(tiny(global_skip=False), CPU))
     assert not [layer for net in nets.values() for layer in net.modules() if type(layer).__name__ == "InstanceNorm"]
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     for name, net in nets.items():
@@ -60,7 +60,7 @@ def test_the_command_measures_everything_and_ends_with_json(
 
 
 def test_the_count_of_operations_is_that_of_the_layer_list(tiny: Tiny) -> None:
-    disc = build_model(tiny(), CPU).disc_a
+    disc = CycleGAN(tiny(), CPU).disc_a
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         disc(torch.zeros(1, 3, 32, 32))
     layers = [(3, 4, 16), (4, 8, 8), (8, 16, 4), (16, 32, 3), (32, 1, 2)]  # channels in and out, side of the result
@@ -74,7 +74,7 @@ def test_a_data_folder_without_images_is_told(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_textbook_step_does_not_augment(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["--compare", "plain", "--diff-augment", "all"]) == 1
-    assert "knows no --diff-augment" in capsys.readouterr().err
+    assert "does not support --diff-augment" in capsys.readouterr().err
 
 
 def test_no_steps_cannot_be_timed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,14 +24,16 @@ from conftest import ROOT, Tiny
 from safetensors import safe_open
 
 import checkpoint
-import train
-from checkpoint import CheckpointError, export_weights, load_generator, read_checkpoint, save_checkpoint
+from checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from config import Config, to_dict
+from generator_model import Generator
+from load import export_weights, load_generator
+from model import CycleGAN
 from utils import UserError, seed_everything
 
 
 def tiny_state(config: Config, step: int = 3) -> dict[str, Any]:
-    model = train.build_model(config, torch.device("cpu"))
+    model = CycleGAN(config, torch.device("cpu"))
     for average in (model.ema_gen_ab, model.ema_gen_ba):
         for parameter in average.parameters():
             torch.nn.init.normal_(parameter, 0, 0.02)
@@ -226,7 +228,7 @@ def test_other_files_are_refused_with_a_clear_word(tmp_path: Path, saved: Path) 
     with pytest.raises(UserError, match='direction must be "ab" or "ba"'):
         load_generator(saved, "a to b")  # type: ignore[arg-type]
     (tmp_path / "x.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="holds no weights of this program"):
+    with pytest.raises(CheckpointError, match="does not hold weights of this program"):
         load_generator(tmp_path / "x.safetensors", "ab")
 
 
@@ -267,7 +269,7 @@ def test_a_generator_comes_from_run_checkpoint_or_exported_file_alone(saved: Pat
     exported = saved.parent.parent / "weights.safetensors"
     export_weights(saved, exported)
     state = read_checkpoint(saved)
-    expected = checkpoint.build_generator(checkpoint.saved_config(state))
+    expected = Generator(**checkpoint.saved_config(state).generator)
     expected.load_state_dict(state[f"ema_gen_{direction}"])
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     for path in (saved.parent.parent, saved, exported):

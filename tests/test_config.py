@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def test_every_knob_is_a_flag_and_its_comment_is_the_help(capsys: pytest.Capture
     for field in fields(Config):
         comment = re.search(rf"^    {field.name}: .*?  # (.*)$", source, re.MULTILINE)
         assert comment, f"{field.name} has no comment"
-        assert "--" + field.name.replace("_", "-") in shown
+        assert re.search(f"--(no-)?{field.name.replace('_', '-')}", shown), field.name
         assert re.sub(r"\s", "", comment[1]) in shown, field.name
 
 
@@ -42,6 +43,30 @@ def test_help_comes_within_three_seconds_and_without_torch() -> None:
 def test_flags_win_over_the_preset_wherever_it_stands() -> None:
     for argv in (["--image-size", "96", "--preset", "demo"], ["--preset=demo", "--image-size=96"]):
         assert parse_args(argv) == replace(PRESETS["demo"], image_size=96)
+
+
+def test_booleans_can_be_set_both_ways_whatever_the_preset_says_and_the_last_one_counts() -> None:
+    for name in PRESETS:
+        for value in (True, False):
+            flag = "--global-skip" if value else "--no-global-skip"
+            assert parse_args(["--preset", name, flag]).global_skip is value
+    assert parse_args(["--no-compile", "--compile"]).compile
+    assert not parse_args(["--compile", "--no-compile"]).compile
+
+
+def test_help_groups_the_knobs_shows_each_boolean_once_and_fits_80_columns() -> None:
+    command = [sys.executable, "train.py", "--help"]
+    environment = {**os.environ, "COLUMNS": "80"}
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment).stdout
+    titles = re.findall(r"─ (\w+) options ─", shown)
+    assert titles == ["start", "data", "augmentation", "networks", "losses", "optimisation", "machine", "output"]
+    for knob in (field.name for field in fields(Config) if isinstance(getattr(Config(), field.name), bool)):
+        assert len(re.findall(f"--(?:no-)?{knob.replace('_', '-')}\\b", shown)) == 1, knob
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_table_of_presets_shows_the_true_defaults() -> None:
+    assert PRESETS["default"] == Config()
 
 
 @pytest.mark.parametrize("name", PRESETS)

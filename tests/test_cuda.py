@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import Tiny, make_image
+from conftest import Tiny, make_image, train_here
 from test_train import CPU, assert_identical, difference, final_state, networks_of
 
 import train
 from generator_model import Generator
+from model import CycleGAN
 from translate import Translator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -21,21 +22,21 @@ GPU = torch.device("cuda")
 def test_steps_on_a_gpu_equal_those_on_a_cpu(tiny: Tiny) -> None:
     """In float64."""
     config = tiny(lambda_identity=0.5, recompute=True, global_skip=False)  # with it the L1 losses begin at their kink
-    there, here = train.build_model(config, GPU), train.build_model(replace(config, recompute=False), CPU)
+    there, here = CycleGAN(config, GPU), CycleGAN(replace(config, recompute=False), CPU)
     for own, other in zip(networks_of(there).values(), networks_of(here).values(), strict=True):
         own.double().load_state_dict(other.double().state_dict())
     for _ in range(3):
         real_a, real_b = torch.rand(2, 1, 3, 32, 32, dtype=torch.float64) * 2 - 1
-        train.train_step(there, real_a.to(GPU), real_b.to(GPU), config, amp=False)
-        train.train_step(here, real_a, real_b, config, amp=False)
+        train.train_step(there, real_a.to(GPU), real_b.to(GPU), config=config)
+        train.train_step(here, real_a, real_b, config=config)
     for own, other in zip(networks_of(there).values(), networks_of(here).values(), strict=True):
         assert difference(own.to(CPU), other, 1e-8) < 1e-8
 
 
 @pytest.mark.parametrize("amp", ["bf16", "off"])
 def test_a_run_on_a_gpu_stops_and_goes_on(tiny: Tiny, amp: str) -> None:
-    assert train.main(tiny(device="cuda", amp=amp, max_steps=3, num_workers=1)) == 0
-    assert train.main(tiny(device="cuda", amp=amp, max_steps=5, num_workers=1)) == 0
+    assert train_here(tiny(device="cuda", amp=amp, max_steps=3, num_workers=1)) == 0
+    assert train_here(tiny(device="cuda", amp=amp, max_steps=5, num_workers=1)) == 0
     state = final_state(tiny())
     assert state["step"] == 5
     assert len(state["random"]["cuda"]) == torch.cuda.device_count()
@@ -43,12 +44,12 @@ def test_a_run_on_a_gpu_stops_and_goes_on(tiny: Tiny, amp: str) -> None:
 
 
 def test_a_loss_that_is_not_finite_changes_no_weight_on_a_gpu(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, config = train.build_model(tiny(), GPU), tiny()
+    model, config = CycleGAN(tiny(), GPU, amp=True), tiny()
     real = torch.rand(1, 3, 32, 32, device=GPU) * 2 - 1
-    train.train_step(model, real, real, config, amp=True)
+    train.train_step(model, real, real, config=config)
     before = {name: weights.clone() for name, weights in model.gen_ab.state_dict().items()}
     monkeypatch.setattr(train, "cycle_loss", lambda image, target: (image - target).mean() * float("nan"))
-    reported = train.train_step(model, real, real, config, amp=True)
+    reported = train.train_step(model, real, real, config=config)
     assert not torch.isfinite(reported["loss/gen"])
     assert_identical(before, dict(model.gen_ab.state_dict()))
 

@@ -17,9 +17,9 @@ from conftest import ROOT, make_folders, make_image
 from loopback import Web
 
 import download_files
-from checkpoint import load_generator
 from config import Config
 from download_files import SOURCES, main
+from load import load_generator
 
 RESIDUAL = {f"residual_blocks.0.block.{i}.conv.0": (16, 16, 3) for i in (0, 1)}
 LAYERS = {"initial.0": (4, 3, 7), "down_blocks.0.conv.0": (8, 4, 3), "down_blocks.1.conv.0": (16, 8, 3), **RESIDUAL,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Tiny, make_image
+from conftest import Tiny, make_image, train_here
 from torch import Tensor
 
 import train
@@ -89,7 +89,7 @@ def test_every_warning_is_one_line_with_a_remedy() -> None:
 
 def test_a_run_that_learns_nothing_is_warned_once(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny(learning_rate=1e-9, num_epochs=3, num_decay_epochs=1, sample_every_steps=4)
-    assert train.main(config) == 0
+    assert train_here(config) == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2  # one a direction
     assert "european to asian equal their inputs" in warnings[0]
@@ -103,9 +103,9 @@ def test_what_the_generators_do_reaches_the_terminal_and_tensorboard(
     sign = -1.0 if inverted else 0.8
     real = pictures()
     views = [real, sign * real + 0.1, real, real, 0.8 * real + 0.1, real]
-    monkeypatch.setattr(train, "sample_views", lambda *arguments: views)
+    monkeypatch.setattr(train, "translate_samples", lambda *arguments: views)
     config = tiny(num_epochs=1, num_decay_epochs=0)
-    assert train.main(config) == 0
+    assert train_here(config) == 0
     assert ("warning: translations european to asian turn dark" in capsys.readouterr().out) is inverted
     (events,) = Path(config.runs_dir, config.run_name).glob("events*")
     assert (b"turn dark into bright" in events.read_bytes()) is inverted

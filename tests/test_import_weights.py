@@ -19,8 +19,8 @@ import torch
 from foreign_networks import origin, reference, save_origin, tutorial
 from torch import Tensor, nn
 
-from checkpoint import load_generator
 from import_weights import import_weights, main
+from load import load_generator
 from utils import UserError
 
 X = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
@@ -172,7 +172,7 @@ def test_without_a_partner_there_is_one_direction_and_it_is_said(tmp_path: Path,
     (tmp_path / "gen_european.pth.tar").unlink()
     imported = import_weights(tmp_path / "gen_asian.pth.tar", out)
     assert "the other direction is not there" in str(imported)
-    with pytest.raises(UserError, match="holds no gen_ba: only gen_ab, the other direction"):
+    with pytest.raises(UserError, match="does not hold gen_ba, only gen_ab"):
         load_generator(out, "ba")
 
 
@@ -304,7 +304,7 @@ def test_mistakes_on_the_command_line_are_told_without_a_traceback(
         ([str(tmp_path), str(out), "--image-size", "0"], "image_size must be a multiple of 4"),
         ([str(tmp_path), str(tmp_path / "taken" / "w.safetensors")], "could not write"),
     ):
-        assert main(arguments) == 2
+        assert main(arguments) == 1
         shown = capsys.readouterr()
         assert shown.out == ""
         assert shown.err.startswith("error: ")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, Tiny, make_folders, make_image, run_train
+from conftest import ROOT, SMALL, Tiny, make_folders, make_image, run_train, train_here
 from test_train import CPU, assert_identical, difference, networks_of
 
 import checkpoint
@@ -23,6 +23,7 @@ import train
 import translate
 from config import Config
 from dataset import EpochBatches, count_steps_per_epoch
+from model import CycleGAN
 from utils import UserError
 
 
@@ -80,14 +81,14 @@ def images_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return real_a, real_b
 
 
-def train_some_steps(config: Config, rows: slice, path: Path | None = None) -> train.Model:
+def train_some_steps(config: Config, rows: slice, path: Path | None = None) -> CycleGAN:
     torch.manual_seed(0)
-    model = train.build_model(config, CPU)
+    model = CycleGAN(config, CPU)
     for network in networks_of(model).values():
         network.double()
     for step in range(3):
         real_a, real_b = images_of(step)
-        train.train_step(model, real_a[rows], real_b[rows], config, amp=False)
+        train.train_step(model, real_a[rows], real_b[rows], config=config)
     if path:
         gradients = {name: [p.grad for p in net.parameters()] for name, net in networks_of(model).items()}
         torch.save({"model": model.state_dict(), "gradients": gradients}, path)
@@ -124,9 +125,9 @@ def test_two_processes_equal_one_with_twice_the_batch_and_each_other(tiny: Tiny,
         assert difference(network, networks_of(one)[name], 1e-10) < 1e-10
 
 
-def train_one_more(config: Config, saved: dict[str, Any]) -> train.Model:
+def train_one_more(config: Config, saved: dict[str, Any]) -> CycleGAN:
     """A model with the weights and gradients that a process saved."""
-    model = train.build_model(config, CPU)
+    model = CycleGAN(config, CPU)
     for name, network in networks_of(model).items():
         network.double().load_state_dict(saved["model"][name])
         for weights, gradient in zip(network.parameters(), saved["gradients"][name], strict=True):
@@ -187,7 +188,7 @@ def test_one_gpu_for_all_processes_is_refused(
 ) -> None:
     for name, value in as_one_of(1, 2, 0).items():
         monkeypatch.setenv(name, value)
-    assert train.main(tiny(device="cuda:0")) == 1
+    assert train_here(tiny(device="cuda:0")) == 1
     assert "--device cuda:0 is one GPU, but there are 2 processes" in capsys.readouterr().err
 
 

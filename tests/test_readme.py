@@ -18,8 +18,8 @@ from conftest import ROOT, SMALL, make_folders, make_image
 from foreign_networks import save_origin
 
 import download_files
-from checkpoint import load_generator
 from config import Config
+from load import load_generator
 
 README = (ROOT / "README.md").read_text()
 SET_UP = ["python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt",

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, Tiny, make_folders, run_train, start_train
+from conftest import SMALL, Tiny, make_folders, run_train, start_train, train_here
 from PIL import Image
 from reference_step import reference_step
 from torch import Tensor
@@ -28,6 +28,9 @@ import checkpoint
 import losses
 import train
 from config import PRESETS, Config, from_dict
+from load import load_generator
+from model import CycleGAN, backward, step_optimizer
+from run import Run
 
 CPU = torch.device("cpu")
 
@@ -63,7 +66,7 @@ def assert_identical(first: Any, second: Any, path: str = "state") -> None:
 TEXTBOOK = {"padding": "reflect", "global_skip": False, "lambda_cycle": 10.0, "lambda_identity": 0.5}
 
 
-def networks_of(model: train.Model) -> dict[str, torch.nn.Module]:
+def networks_of(model: CycleGAN) -> dict[str, torch.nn.Module]:
     return {name: getattr(model, name) for name in ("gen_ab", "gen_ba", "disc_a", "disc_b")}
 
 
@@ -115,7 +118,7 @@ def test_the_step_equals_the_reference_step(
     """Losses, gradients and new weights, from the same weights, images and pools."""
     config = tiny(**knobs)
     torch.manual_seed(0)
-    ours, theirs = train.build_model(config, CPU), train.build_model(replace(config, recompute=False), CPU)
+    ours, theirs = CycleGAN(config, CPU), CycleGAN(replace(config, recompute=False), CPU)
     for network in networks_of(ours).values():
         network.to(dtype).to(memory_format=layout)  # type: ignore[call-overload]
     nets, pools = networks_of(theirs), {"a": theirs.pool_a, "b": theirs.pool_b}
@@ -127,7 +130,7 @@ def test_the_step_equals_the_reference_step(
         real_a, real_b = (torch.rand(batch_size, 3, 32, 32, dtype=dtype) * 2 - 1 for _ in "ab")
         for own, other in zip(networks_of(ours).values(), nets.values(), strict=True):
             other.load_state_dict(own.state_dict())  # float32 drifts apart by chaos: each step starts together
-        actual = train.train_step(ours, real_a, real_b, config, amp=False)
+        actual = train.train_step(ours, real_a, real_b, config=config)
         expected = reference_step(
             nets, opt_gen, opt_disc, pools, real_a, real_b,
             config.lambda_cycle, config.lambda_identity, config.gan_sigmoid, config.disc_first,
@@ -144,28 +147,28 @@ def test_a_run_goes_on_in_another_memory_layout(tiny: Tiny) -> None:
     """As when it is resumed on another machine, whose hardware wants that layout."""
     config = tiny()
     torch.manual_seed(0)
-    saved, *models = (train.build_model(config, CPU) for _ in range(3))
+    saved, *models = (CycleGAN(config, CPU) for _ in range(3))
     for network in networks_of(models[1]).values():
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     real_a, real_b = torch.rand(2, 1, 3, 32, 32)
-    train.train_step(saved, real_a, real_b, config, amp=False)
+    train.train_step(saved, real_a, real_b, config=config)
     for model in models:
         model.load_state_dict(copy.deepcopy(saved.state_dict()))
-        train.train_step(model, real_a, real_b, config, amp=False)
+        train.train_step(model, real_a, real_b, config=config)
     for own, other in zip(*(networks_of(model).values() for model in models), strict=True):
         assert difference(own, other, 1e-5) < 1e-5
 
 
 def compare_compiled_step(config: Config) -> None:
     torch.manual_seed(0)
-    ours, theirs = train.build_model(config, CPU), train.build_model(replace(config, compile=False), CPU)
+    ours, theirs = CycleGAN(config, CPU), CycleGAN(replace(config, compile=False), CPU)
     nets, pools = networks_of(theirs), {"a": theirs.pool_a, "b": theirs.pool_b}
     for own, other in zip(networks_of(ours).values(), nets.values(), strict=True):
         other.double().load_state_dict(own.double().state_dict())
     opt_gen, opt_disc = plain_adam(theirs.gen_ab, theirs.gen_ba), plain_adam(theirs.disc_a, theirs.disc_b)
     for _ in range(2):
         real_a, real_b = (torch.rand(1, 3, 32, 32, dtype=torch.float64) * 2 - 1 for _ in "ab")
-        train.train_step(ours, real_a, real_b, config, amp=False)
+        train.train_step(ours, real_a, real_b, config=config)
         reference_step(nets, opt_gen, opt_disc, pools, real_a, real_b, config.lambda_cycle, config.lambda_identity)
         assert max(difference(networks_of(ours)[name], nets[name], 1e-9) for name in nets) < 1e-9
     assert ours.state_dict()["gen_ab"].keys() == theirs.state_dict()["gen_ab"].keys()  # no trace in what is saved
@@ -184,10 +187,10 @@ def test_the_compiled_step_equals_the_reference_step(tiny: Tiny) -> None:
 
 def test_the_step_reports_scores_and_gradient_norms(tiny: Tiny) -> None:
     config = tiny()
-    model = train.build_model(config, CPU)
+    model = CycleGAN(config, CPU)
     real = torch.rand(1, 3, 32, 32) * 2 - 1
     scores = {name: disc(real).mean() for name, disc in (("a", model.disc_a), ("b", model.disc_b))}
-    reported = train.train_step(model, real, real, config, amp=False)
+    reported = train.train_step(model, real, real, config=config)
     for name, score in scores.items():
         torch.testing.assert_close(reported[f"score/real_{name}"], score)
     norm = torch.cat([p.grad.flatten() for p in model.opt_gen.param_groups[0]["params"]]).norm()
@@ -205,13 +208,13 @@ def test_the_step_reports_scores_and_gradient_norms(tiny: Tiny) -> None:
 def test_a_loss_that_is_not_finite_changes_no_weight_and_is_reported(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, loss: str, named: set[str], networks: tuple[str, ...]
 ) -> None:
-    model = train.build_model(tiny(), CPU)
+    model = CycleGAN(tiny(), CPU)
     real = torch.rand(1, 3, 32, 32) * 2 - 1
-    train.train_step(model, real, real, tiny(), amp=False)  # fills the optimisers' memory, which would move weights
+    train.train_step(model, real, real, config=tiny())  # fills the optimisers' memory, which would move weights
     before = copy.deepcopy(model.state_dict())
     original = getattr(losses, loss)
-    monkeypatch.setattr(train, loss, lambda *arguments: original(*arguments) * float("nan"))
-    reported = train.train_step(model, real, real, tiny(), amp=False)
+    monkeypatch.setattr(train, loss, lambda *scores, **knobs: original(*scores, **knobs) * float("nan"))
+    reported = train.train_step(model, real, real, config=tiny())
     assert named <= {name.removeprefix("loss/") for name, value in reported.items() if not torch.isfinite(value)}
     after = model.state_dict()
     for name in (*networks, "opt_gen" if "gen_ab" in networks else "opt_disc"):
@@ -221,14 +224,14 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_is_reported(
 def test_a_gradient_that_is_not_finite_changes_no_weight_either(tiny: Tiny) -> None:
     weight = torch.zeros(1, requires_grad=True)
     loss = weight.sqrt().sum()  # finite, but of infinite slope
-    train.backward(loss)
-    reported = train.descend(torch.optim.Adam([weight], fused=True), gen=loss)
+    backward(loss)
+    reported = step_optimizer(torch.optim.Adam([weight], fused=True), gen=loss)
     assert not torch.isfinite(reported["grad_norm/gen"])
     assert weight.item() == 0
 
 
 def test_the_optimisers_are_those_of_the_paper(tiny: Tiny) -> None:
-    model = train.build_model(tiny(), CPU)
+    model = CycleGAN(tiny(), CPU)
     for optimizer in (model.opt_gen, model.opt_disc):
         assert optimizer.defaults["betas"] == (0.5, 0.999)
         assert optimizer.defaults["lr"] == 2e-4
@@ -236,31 +239,36 @@ def test_the_optimisers_are_those_of_the_paper(tiny: Tiny) -> None:
 
 
 def test_the_average_follows_the_weights_and_without_decay_is_the_weights(tiny: Tiny) -> None:
-    model = train.build_model(tiny(), CPU)
+    model = CycleGAN(tiny(), CPU)
     initial = next(model.ema_gen_ab.parameters()).clone()
     with torch.no_grad():
         trained = next(model.gen_ab.parameters()).add_(1.0)
-    train.update_averages(model, step=10**6, decay=0.75)
+    model.update_averages(step=10**6, decay=0.75)
     torch.testing.assert_close(next(model.ema_gen_ab.parameters()), initial + 0.25)
-    train.update_averages(model, step=0, decay=0.999)  # early on the average moves faster
+    model.update_averages(step=0, decay=0.999)  # early on the average moves faster
     torch.testing.assert_close(next(model.ema_gen_ab.parameters()), initial + 0.25 + 0.75 * 0.75)
-    train.update_averages(model, step=10**6, decay=0.0)
+    model.update_averages(step=10**6, decay=0.0)
     assert torch.equal(next(model.ema_gen_ab.parameters()), trained)
+
+
+def run_at(step: int, config: Config) -> Run:
+    """A run with ten steps an epoch."""
+    return Run(Path(), config, {}, steps_per_epoch=10, step=step)
 
 
 def test_the_rate_is_constant_and_then_falls_linearly_to_zero(tiny: Tiny) -> None:
     config = tiny(num_epochs=2, num_decay_epochs=3, learning_rate=1e-3)
-    rates = [train.learning_rate_at(step, 10, config) for step in range(50)]
+    rates = [run_at(step, config).learning_rate for step in range(50)]
     assert rates[:21] == [1e-3] * 21
     falls = [before - after for before, after in zip(rates[20:], [*rates[21:], 0.0], strict=True)]
     assert falls == pytest.approx([1e-3 / 30] * 30)
-    assert train.learning_rate_at(19, 10, tiny(num_epochs=2, num_decay_epochs=0, learning_rate=1e-3)) == 1e-3
+    assert run_at(19, tiny(num_epochs=2, num_decay_epochs=0, learning_rate=1e-3)).learning_rate == 1e-3
 
 
 def test_the_rate_grows_with_the_processes_where_asked_to(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert train.learning_rate_at(0, 10, tiny(learning_rate=1e-3)) == 1e-3
-    assert train.learning_rate_at(0, 10, tiny(learning_rate=1e-3, scale_learning_rate=True)) == pytest.approx(4e-3)
+    assert run_at(0, tiny(learning_rate=1e-3)).learning_rate == 1e-3
+    assert run_at(0, tiny(learning_rate=1e-3, scale_learning_rate=True)).learning_rate == pytest.approx(4e-3)
 
 
 # --- Resume
@@ -270,11 +278,11 @@ def crash_in_step(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
     """Let the run die in its `fatal`-th step from now on."""
     steps, original = [0], train.train_step
 
-    def step(*arguments: Any) -> Any:
+    def step(*arguments: Any, **knobs: Any) -> Any:
         steps[0] += 1
         if steps[0] == fatal:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **knobs)
 
     monkeypatch.setattr(train, "train_step", step)
 
@@ -283,58 +291,58 @@ def test_a_crashed_run_resumed_mid_epoch_with_other_workers_equals_an_uninterrup
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     knobs: dict[str, Any] = {"iso_noise_prob": 0.5, "rotate_degrees": 5.0, "batch_size": 2}
-    assert train.main(tiny(run_name="whole", **knobs)) == 0
+    assert train_here(tiny(run_name="whole", **knobs)) == 0
     with monkeypatch.context() as patch:
         crash_in_step(patch, fatal=5)
-        assert train.main(tiny(run_name="crashed", **knobs)) == 130
+        assert train_here(tiny(run_name="crashed", **knobs)) == 130
     assert final_state(tiny(run_name="crashed"))["step"] == 3
-    assert train.main(tiny(run_name="crashed", num_workers=2, **knobs)) == 0
+    assert train_here(tiny(run_name="crashed", num_workers=2, **knobs)) == 0
     assert final_state(tiny(run_name="whole"))["step"] == 6
     assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="crashed")))
 
 
 def test_a_run_stopped_after_every_few_steps_equals_an_uninterrupted_one(tiny: Tiny) -> None:
-    assert train.main(tiny(run_name="whole")) == 0
+    assert train_here(tiny(run_name="whole")) == 0
     for limit in (1, 4, 5, 9, 0):
-        assert train.main(tiny(run_name="parts", max_steps=limit)) == 0
+        assert train_here(tiny(run_name="parts", max_steps=limit)) == 0
     assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="parts")))
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_skipped(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(tiny(run_name="whole")) == 0
-    assert train.main(tiny(run_name="hurt", max_steps=9)) == 0
+    assert train_here(tiny(run_name="whole")) == 0
+    assert train_here(tiny(run_name="hurt", max_steps=9)) == 0
     newest = Path(tiny().runs_dir, "hurt", "checkpoints", "step_00000009.pt")
     newest.write_bytes(newest.read_bytes()[:-1000])
-    assert train.main(tiny(run_name="hurt")) == 0
+    assert train_here(tiny(run_name="hurt")) == 0
     assert f"skipped: {newest} is" in capsys.readouterr().out
     assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="hurt")))
 
 
 def test_a_run_without_any_whole_checkpoint_is_not_begun_again(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(tiny(max_steps=3)) == 0
+    assert train_here(tiny(max_steps=3)) == 0
     for path in Path(tiny().runs_dir, "tiny", "checkpoints").iterdir():
         path.write_bytes(b"")
-    assert train.main(tiny()) == 1
+    assert train_here(tiny()) == 1
     assert "no whole checkpoint is left" in capsys.readouterr().err
 
 
 def test_other_settings_or_other_images_are_refused(
     tiny: Tiny, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main(tiny(max_steps=3)) == 0
-    assert train.main(tiny(seed=1, lambda_cycle=2.0)) == 1
+    assert train_here(tiny(max_steps=3)) == 0
+    assert train_here(tiny(seed=1, lambda_cycle=2.0)) == 1
     assert "lambda_cycle 5.0 -> 2.0, seed 0 -> 1" in capsys.readouterr().err
     (data_dir / "train" / "asian" / "0000.png").unlink()
-    assert train.main(tiny()) == 1
+    assert train_here(tiny()) == 1
     assert "images of b '4 images" in capsys.readouterr().err
 
 
 def test_a_finished_run_says_so_and_more_epochs_go_on(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(tiny()) == 0
+    assert train_here(tiny()) == 0
     capsys.readouterr()
-    assert train.main(tiny()) == 0
+    assert train_here(tiny()) == 0
     assert "is finished: 12 steps" in capsys.readouterr().out
-    assert train.main(tiny(num_epochs=2)) == 0
+    assert train_here(tiny(num_epochs=2)) == 0
     assert final_state(tiny())["step"] == 18
 
 
@@ -359,7 +367,7 @@ def test_the_demo_faces_are_unpacked_only_to_their_own_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert train.main(replace(PRESETS["demo"], data_dir="my_facse")) == 1
+    assert train_here(replace(PRESETS["demo"], data_dir="my_facse")) == 1
     assert "no usable images in my_facse" in capsys.readouterr().err
     assert not (tmp_path / "my_facse").exists()
 
@@ -397,7 +405,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_good_weights(
         return original(rec, real) * (float("nan") if calls[0] == 9 else 1)  # two calls a step: the fifth's cycle_a
 
     monkeypatch.setattr(train, "cycle_loss", cycle_loss)
-    assert train.main(tiny()) == 1
+    assert train_here(tiny()) == 1
     error = capsys.readouterr().err
     assert "stopped after step 6: not finite since the last report: loss/gen, loss/cycle_a" in error
     state = final_state(tiny())
@@ -418,7 +426,7 @@ def test_without_data_train_says_in_five_lines_what_to_do(tmp_path: Path) -> Non
 
 
 def test_a_run_writes_what_the_readme_promises(tiny: Tiny) -> None:
-    assert train.main(tiny(sample_every_steps=6, keep_every_epochs=1, num_epochs=3)) == 0
+    assert train_here(tiny(sample_every_steps=6, keep_every_epochs=1, num_epochs=3)) == 0
     run = Path(tiny().runs_dir, "tiny")
     assert from_dict(json.loads((run / "config.json").read_text())) == tiny(
         sample_every_steps=6, keep_every_epochs=1, num_epochs=3
@@ -439,7 +447,7 @@ def test_a_run_writes_what_the_readme_promises(tiny: Tiny) -> None:
 
 
 def test_the_first_sample_of_a_generator_with_skip_is_its_input(tiny: Tiny) -> None:
-    assert train.main(tiny(max_steps=1)) == 0
+    assert train_here(tiny(max_steps=1)) == 0
     with Image.open(Path(tiny().runs_dir, "tiny", "samples", "step_00000000.png")) as grid:
         cells = [grid.crop((2 + 34 * i, 2, 34 + 34 * i, 34)).tobytes() for i in range(6)]
     assert cells[0] == cells[1] == cells[2]
@@ -452,7 +460,7 @@ def test_files_that_are_left_out_are_listed_and_the_run_goes_on(
 ) -> None:
     for i in range(12):
         (data_dir / "train" / "european" / f"bad {i}.jpg").write_bytes(b"")
-    assert train.main(tiny(max_steps=1)) == 0
+    assert train_here(tiny(max_steps=1)) == 0
     shown = capsys.readouterr().out
     assert f"left out 12 of 18 images in {data_dir / 'train' / 'european'}:" in shown
     assert shown.count("empty file") == 10
@@ -464,20 +472,20 @@ def test_true_pairs_are_measured_against_doing_nothing(
 ) -> None:
     for i in (4, 5):
         (data_dir / "test" / "european" / f"{i:04d}.png").unlink()
-    assert train.main(tiny(max_steps=1, learning_rate=1e-9, paired_test=True)) == 0
+    assert train_here(tiny(max_steps=1, learning_rate=1e-9, paired_test=True)) == 0
     shown = capsys.readouterr().out
     assert "on 4 held-out pairs" in shown
     assert shown.count(", 1.00 of doing nothing") == 2
     (data_dir / "test" / "european" / "0000.png").unlink()
-    assert train.main(tiny(run_name="other", paired_test=True)) == 1
+    assert train_here(tiny(run_name="other", paired_test=True)) == 1
     assert "equal names" in capsys.readouterr().err
     (data_dir / "test").rename(data_dir / "elsewhere")  # without a test split nothing is held out
-    assert train.main(tiny(run_name="other", paired_test=True)) == 1
+    assert train_here(tiny(run_name="other", paired_test=True)) == 1
 
 
 def test_without_test_images_the_samples_show_training_images(tiny: Tiny, data_dir: Path) -> None:
     (data_dir / "test").rename(data_dir / "elsewhere")
-    assert train.main(tiny(max_steps=1)) == 0
+    assert train_here(tiny(max_steps=1)) == 0
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -485,19 +493,19 @@ def test_every_preset_trains(preset: str, tiny: Tiny) -> None:
     small = tiny(run_name=preset)
     knobs = {name: getattr(small, name) for name in ("data_dir", "runs_dir", "image_size", "base_channels")}
     config = replace(PRESETS[preset], max_steps=2, paired_test=False, num_workers=0, **knobs)
-    assert train.main(config) == 0
+    assert train_here(config) == 0
 
 
 @pytest.mark.parametrize(("amp", "inside"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_in_float32(
     tiny: Tiny, amp: bool, inside: torch.dtype
 ) -> None:
-    model = train.build_model(tiny(), CPU)
+    model = CycleGAN(tiny(), CPU, amp=amp)
     seen = set()
     for network in (model.gen_ab.down, model.gen_ba.down, model.disc_a.patches, model.disc_b.patches):
         network[0].register_forward_hook(lambda _, __, output: seen.add(output.dtype))
     real = torch.rand(1, 3, 32, 32) * 2 - 1
-    reported = train.train_step(model, real, real, tiny(), amp)
+    reported = train.train_step(model, real, real, config=tiny())
     assert seen == {inside}
     assert {value.dtype for value in reported.values()} == {torch.float32}
     assert {p.dtype for p in (*model.gen_ab.parameters(), *model.disc_a.parameters())} == {torch.float32}
@@ -505,20 +513,20 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_in_float32(
 
 def test_the_best_checkpoint_of_an_evaluated_run_is_kept(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny(num_epochs=4, num_decay_epochs=0, evaluate_every_epochs=1)
-    assert train.main(config) == 0
+    assert train_here(config) == 0
     shown = re.findall(r"evaluation after step (\d+): .* score ([0-9.]+)", capsys.readouterr().out)
     assert [int(step) for step, _ in shown] == [6, 12, 18, 24]
     best = max(shown, key=lambda pair: float(pair[1]))
     (path,) = (Path(config.runs_dir, config.run_name) / "best").iterdir()
     assert float(dict(shown)[str(checkpoint.checkpoint_step(path))]) == float(best[1])
-    checkpoint.load_generator(path, "ab")
+    load_generator(path, "ab")
 
 
 def test_evaluations_do_not_change_what_is_learned_and_survive_a_resume(tiny: Tiny) -> None:
     knobs: dict[str, Any] = {"num_epochs": 3, "num_decay_epochs": 0}
-    assert train.main(tiny(run_name="plain", **knobs)) == 0
-    assert train.main(tiny(run_name="examined", evaluate_every_epochs=1, max_steps=7, **knobs)) == 0
-    assert train.main(tiny(run_name="examined", evaluate_every_epochs=1, **knobs)) == 0
+    assert train_here(tiny(run_name="plain", **knobs)) == 0
+    assert train_here(tiny(run_name="examined", evaluate_every_epochs=1, max_steps=7, **knobs)) == 0
+    assert train_here(tiny(run_name="examined", evaluate_every_epochs=1, **knobs)) == 0
     plain, examined = final_state(tiny(run_name="plain")), final_state(tiny(run_name="examined"))
     assert plain.pop("best_score") is None
     assert examined.pop("best_score") > 0
@@ -526,9 +534,9 @@ def test_evaluations_do_not_change_what_is_learned_and_survive_a_resume(tiny: Ti
 
 
 def test_the_identity_loss_stays_or_falls_to_zero(tiny: Tiny) -> None:
-    assert [train.identity_share_at(step, 10, tiny()) for step in (0, 500)] == [1, 1]
+    assert [run_at(step, tiny()).identity_share for step in (0, 500)] == [1, 1]
     falling = tiny(identity_epochs=2)
-    assert [train.identity_share_at(step, 10, falling) for step in (0, 5, 20, 30)] == [1, 0.75, 0, 0]
+    assert [run_at(step, falling).identity_share for step in (0, 5, 20, 30)] == [1, 0.75, 0, 0]
 
 
 # --- Long checks
@@ -545,13 +553,13 @@ def run_until_killed(config: Config, save_call: int) -> None:
         original(*arguments)
 
     os.replace = replace_or_die  # type: ignore[assignment]
-    os._exit(train.main(config))
+    os._exit(train_here(config))
 
 
 @pytest.mark.slow
 def test_thirty_kills_at_random_moments_end_on_the_weights_of_an_undisturbed_run(tiny: Tiny) -> None:
     knobs: dict[str, Any] = {"num_epochs": 100, "num_decay_epochs": 10, "num_workers": 1, "checkpoint_every_steps": 2}
-    assert train.main(tiny(run_name="whole", **knobs)) == 0
+    assert train_here(tiny(run_name="whole", **knobs)) == 0
     moments, context = random.Random(0), multiprocessing.get_context("fork")
     kills = 0
     for attempt in range(400):
@@ -583,7 +591,7 @@ def test_a_short_demo_run_moves_held_out_faces_towards_the_truth(
             PRESETS["demo"], run_name=f"seed{seed}", seed=seed, max_steps=200, sample_every_steps=1000,
             checkpoint_every_steps=1000, device="cpu",
         )  # fmt: skip
-        assert train.main(config) == 0
+        assert train_here(config) == 0
         shown = capsys.readouterr().out
         assert "warning: " not in shown
         for direction in shares:

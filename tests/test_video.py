@@ -62,7 +62,7 @@ def contents(path: Path) -> tuple[list[np.ndarray], list[float], list[bytes], An
 )
 def test_a_video_keeps_all_but_the_faces(name: str, codec: str, sound: str | None, tmp_path: Path) -> None:
     source, target = make_video(tmp_path / name, codec, sound=sound), tmp_path / "out" / name
-    translator = Translator(Brighter(), 64, TEMPLATE)
+    translator = Translator(Brighter(), 64, template=TEMPLATE)
     summary = translate_files(translator, [(source, target)], write_photo)
     assert str(summary) == "translated 1 files, 1 faces"
     frames, times, heard, rate = contents(source)

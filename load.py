@@ -1,0 +1,137 @@
+"""Trained generators from a run, a checkpoint or a .safetensors file, and their export to the latter."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from checkpoint import CheckpointError, newest_checkpoint, read_checkpoint, saved_config
+from config import Config, from_dict, to_dict
+from generator_model import Generator
+from utils import Template, UserError, atomic_write, printable
+from weights_file import read_generators, write_generators
+
+Direction = Literal["ab", "ba"]
+DIRECTIONS: tuple[Direction, ...] = ("ab", "ba")  # From domain a to b, and from b to a.
+OTHER: dict[Direction, Direction] = {"ab": "ba", "ba": "ab"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained generators, and how they were trained.
+
+    Attributes:
+        path: where they come from.
+        generators: by direction, on the CPU, in evaluation mode; imported files may hold only one direction.
+        config: the configuration of their training.
+        template: where faces' landmarks lie in the training images; None where these show no faces.
+    """
+
+    path: Path
+    generators: dict[Direction, Generator]
+    config: Config
+    template: Template | None
+
+    def generator(self, direction: Direction) -> Generator:
+        """The generator of one direction; UserError where there is none, or its weights are not finite."""
+        if direction not in DIRECTIONS:
+            raise UserError(f'direction must be "ab" or "ba", got {direction!r}')
+        if direction not in self.generators:
+            held = " and ".join(f"gen_{d}" for d in self.generators) or "no generator"
+            raise CheckpointError(f"{printable(self.path)} does not hold gen_{direction}, only {held}")
+        generator = self.generators[direction]
+        if not all(torch.isfinite(weights).all() for weights in generator.parameters()):
+            raise CheckpointError(f"{printable(self.path)} holds numbers that are not finite: its training diverged")
+        return generator
+
+
+def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
+    """Read trained generators.
+
+    Args:
+        path: a run's folder (its newest whole checkpoint), a checkpoint, or a .safetensors file that `export_weights`
+            or import_weights.py wrote.
+        ema: load the moving averages of the weights; otherwise the raw weights, which .safetensors files do not hold.
+
+    Raises:
+        UserError: no such file, or one that is damaged or comes from another program or architecture.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        if not ema:
+            raise UserError(f"{printable(path)} holds only the averaged weights; give a checkpoint for the raw ones")
+        config, states, template = _read_safetensors(path)
+    else:
+        saved = _read_run_or_checkpoint(path)
+        prefix = "ema_gen_" if ema else "gen_"
+        config, template = saved_config(saved), saved.get("template")
+        states = {direction: saved[prefix + direction] for direction in DIRECTIONS}
+    generators = {direction: _build(config, state, path, f"gen_{direction}") for direction, state in states.items()}
+    return Weights(path, generators, config, _checked_template(template, path))
+
+
+def load_generator(path: str | os.PathLike[str], direction: Direction, *, ema: bool = True) -> Generator:
+    """The generator of one direction, "ab" or "ba"; arguments and errors as for `load_weights`."""
+    return load_weights(path, ema=ema).generator(direction)
+
+
+def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Write both generators' averaged weights, from a run's folder or a checkpoint, to a .safetensors file.
+
+    Raises:
+        UserError: as for `load_weights`, or the file cannot be written.
+    """
+    saved = _read_run_or_checkpoint(Path(source))
+    generators = {f"gen_{direction}": saved[f"ema_gen_{direction}"] for direction in DIRECTIONS}
+    with atomic_write(Path(target)) as temporary:
+        write_generators(temporary, generators, to_dict(saved_config(saved)), saved.get("template"))
+
+
+def _build(config: Config, state: dict[str, Tensor], path: Path, name: str) -> Generator:
+    """The generator that the configuration describes, with these weights."""
+    generator = Generator(**config.generator)
+    try:
+        generator.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{printable(path)} does not fit the network it describes: {name} differs") from error
+    return generator.eval()
+
+
+def _checked_template(template: Any, path: Path) -> Template | None:
+    """A template out of a file; CheckpointError unless it is None or five different places in an image."""
+    if template is None:
+        return None
+    try:
+        places = tuple((float(x), float(y)) for x, y in template)
+    except (TypeError, ValueError):
+        places = ()
+    if len(places) != 5 or len(set(places)) != 5 or not all(abs(value) < 10 for place in places for value in place):
+        raise CheckpointError(f"{printable(path)} has an invalid face template: {str(template)[:200]}")
+    return places
+
+
+def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        return read_checkpoint(path)
+    saved, broken = newest_checkpoint(path / "checkpoints")
+    if saved is None:
+        raise CheckpointError(str(broken[0]) if broken else f"no checkpoint in {printable(path / 'checkpoints')}")
+    return saved
+
+
+def _read_safetensors(path: Path) -> tuple[Config, dict[Direction, dict[str, Tensor]], Any]:
+    """Configuration, the generators' weights by direction, and the template."""
+    try:
+        states, values, template = read_generators(path)
+        config = from_dict(values)
+    except Exception as error:  # whatever a broken or hostile file makes the parsers raise
+        raise CheckpointError(f"{printable(path)} does not hold weights of this program: {error!r}") from error
+    found = {direction: states[f"gen_{direction}"] for direction in DIRECTIONS if f"gen_{direction}" in states}
+    if not found:
+        raise CheckpointError(f"{printable(path)} holds no generator")
+    return config, found, template

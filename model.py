@@ -1,0 +1,126 @@
+"""CycleGAN: both generators and discriminators, the generators' averages, the optimisers and the image pools."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+import processes
+from checkpoint import MODEL_ENTRIES
+from config import Config
+from discriminator_model import Discriminator
+from generator_model import Generator
+from losses import ImagePool
+from utils import fast_layout
+
+BETA2 = 0.999  # Adam's decay rate of the squared gradient's mean, as in the paper's code.
+EMA_WARM_UP = 3  # The decay of the generators' average is at most steps / (steps + EMA_WARM_UP).
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class CycleGAN:
+    """Everything that a training step changes. Each attribute in MODEL_ENTRIES is an entry of the checkpoint.
+
+    Args:
+        config: describes the networks, the optimisers and the pools.
+        device: where the networks live.
+        amp: compute in bfloat16 where autocast considers it safe.
+    """
+
+    def __init__(self, config: Config, device: torch.device, *, amp: bool = False) -> None:
+        self.device, self.amp = device, amp
+        self.gen_ab, self.gen_ba = (self._place(Generator(**config.generator), config) for _ in range(2))
+        self.disc_a, self.disc_b = (self._place(Discriminator(**config.discriminator), config) for _ in range(2))
+        self.ema_gen_ab = copy.deepcopy(self.gen_ab).requires_grad_(False)
+        self.ema_gen_ba = copy.deepcopy(self.gen_ba).requires_grad_(False)
+        self.opt_gen = build_adam((self.gen_ab, self.gen_ba), config)
+        self.opt_disc = build_adam((self.disc_a, self.disc_b), config)
+        seed = 2 * config.seed + (processes.rank() << 64)  # other processes' seeds lie above all that users can give
+        self.pool_a, self.pool_b = ImagePool(config.pool_size, seed), ImagePool(config.pool_size, seed + 1)
+        if config.compile:
+            for network in (self.gen_ab, self.gen_ba, self.disc_a, self.disc_b):
+                network.compile()
+
+    def _place(self, network: Network, config: Config) -> Network:
+        """The network on the device, in the memory format in which it is fastest there."""
+        layout = fast_layout(self.device, self.amp, config.compile)
+        return network.to(self.device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision inside the block if `amp` asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for optimizer in (self.opt_gen, self.opt_disc):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+
+    @torch.no_grad()
+    def update_averages(self, step: int, decay: float) -> None:
+        """Move the averaged generators towards the trained ones: ema <- decay ema + (1 - decay) weights.
+
+        Early on the decay is smaller, so that the average covers about the last third of the steps so far.
+        """
+        decay = min(decay, (1 + step) / (1 + step + EMA_WARM_UP))
+        for average, network in ((self.ema_gen_ab, self.gen_ab), (self.ema_gen_ba, self.gen_ba)):
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict() for name in MODEL_ENTRIES}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in MODEL_ENTRIES:
+            getattr(self, name).load_state_dict(state[name])
+        for optimizer in (self.opt_gen, self.opt_disc):
+            _match_memory_format(optimizer)
+
+
+def build_adam(networks: Sequence[nn.Module], config: Config) -> torch.optim.Adam:
+    """One optimiser for the parameters of several networks."""
+    parameters = [parameter for network in networks for parameter in network.parameters()]
+    return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, BETA2), fused=True)
+
+
+def _match_memory_format(optimizer: torch.optim.Adam) -> None:
+    """Bring loaded moments into the memory format of their weights, which a fused optimiser assumes."""
+    for weights, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == weights.shape:  # not the step count
+                state[name] = torch.empty_like(weights).copy_(value)
+
+
+def backward(loss: Tensor) -> None:
+    """Add the loss's gradient to those of the weights, and free the activations it needed."""
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def step_optimizer(optimizer: torch.optim.Adam, **losses: Tensor) -> dict[str, Tensor]:
+    """Take one step along the gradients that the weights hold; all processes take the same one.
+
+    Gradients and losses are averaged over the processes. Where the loss or its gradient is not finite the step is
+    skipped: checking on the host would make the program wait for the GPU in every step.
+
+    Args:
+        optimizer: a fused optimiser.
+        losses: the minimised loss first, then the terms to report beside it; scalars.
+
+    Returns:
+        The losses as "loss/" + name, detached, and the gradient's norm as "grad_norm/" + the first one's name.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    values = torch.stack([loss.detach() for loss in losses.values()])
+    processes.average([*gradients, values])
+    norm = get_total_norm(gradients)
+    # A fused optimiser skips the step where this is 1, as it does for torch.amp.GradScaler.
+    optimizer.found_inf = (~torch.isfinite(values[0] + norm)).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    named = {f"loss/{name}": value for name, value in zip(losses, values.unbind(), strict=True)}
+    return named | {f"grad_norm/{next(iter(losses))}": norm}

@@ -1,0 +1,165 @@
+"""A training run: how far it is, what it knows beside its model, and how it starts, resumes and is saved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import checkpoint
+import processes
+from checkpoint import PER_PROCESS_ENTRIES
+from config import Config, to_dict
+from model import CycleGAN
+from utils import Template, UserError, atomic_write, printable, seed_everything
+
+
+@dataclass
+class Run:
+    """A run in its folder.
+
+    Attributes:
+        folder: holds checkpoints, samples, metrics and the configuration.
+        config: its configuration.
+        data: fingerprints of the training images by domain, "a" and "b".
+        steps_per_epoch: steps in one epoch.
+        step: finished steps; the position in the epoch, the learning rate and the loss weights follow from it.
+        template: where faces' landmarks lie in the training images; None for images of other things.
+        best_score: of the evaluations so far; None before the first.
+    """
+
+    folder: Path
+    config: Config
+    data: dict[str, str]
+    steps_per_epoch: int
+    step: int = 0
+    template: Template | None = None
+    best_score: float | None = None
+
+    # --- What follows from the step
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        num_steps = (self.config.num_epochs + self.config.num_decay_epochs) * self.steps_per_epoch
+        return min(num_steps, self.config.max_steps or num_steps)
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def learning_rate(self) -> float:
+        """The next step's learning rate: constant, then falling linearly to zero (paper section 4).
+
+        Departs from the paper's code: it falls with every step, not once an epoch, because epochs of many images are
+        long.
+        """
+        decay_steps = self.config.num_decay_epochs * self.steps_per_epoch
+        steps_left = (self.config.num_epochs + self.config.num_decay_epochs) * self.steps_per_epoch - self.step
+        scale = processes.count() if self.config.scale_learning_rate else 1
+        return self.config.learning_rate * scale * min(1.0, steps_left / max(decay_steps, 1))
+
+    @property
+    def identity_share(self) -> float:
+        """The fraction of the identity loss's weight that is left in the next step."""
+        decay_steps = self.config.identity_epochs * self.steps_per_epoch
+        return max(0.0, 1 - self.step / decay_steps) if decay_steps else 1.0
+
+    def is_due(self, every_steps: int) -> bool:
+        """Whether the steps just finished are a multiple of `every_steps` (0: never), or all of them."""
+        return self.step == self.num_steps or self.ends(every_steps)
+
+    def ends(self, every_steps: int) -> bool:
+        """Whether the steps just finished are a multiple of `every_steps`; never where that is 0."""
+        return every_steps > 0 and self.step % every_steps == 0
+
+    # --- Starting and resuming
+
+    def start_or_resume(self, model: CycleGAN) -> None:
+        """Load the newest whole checkpoint into the model, or start afresh where there is none. All processes call it.
+
+        Raises:
+            UserError: the checkpoint belongs to other settings, images or processes, or none is whole.
+        """
+        folder = self.folder / "checkpoints"
+        if processes.rank() == 0:
+            checkpoint.remove_leftovers(folder)
+        saved, broken = checkpoint.newest_checkpoint(folder)
+        if processes.rank() == 0:
+            for error in broken:
+                print(f"skipped: {error}")
+        if saved is not None:
+            self._resume(model, saved)
+        elif broken:
+            raise UserError(f"no whole checkpoint is left in {printable(folder)}; start afresh with another --run-name")
+        elif processes.rank() > 0:
+            # All processes have the same weights; their random numbers differ from here on.
+            seed_everything(self.config.seed + processes.rank())
+        if not processes.all_equal(self.step):
+            raise UserError(
+                f"the processes disagree on where to resume, this one after step {self.step}:\n"
+                f"{printable(self.folder)} must be on a disk that all of them see"
+            )
+
+    def _resume(self, model: CycleGAN, saved: dict[str, Any]) -> None:
+        try:
+            checkpoint.check_resumable(saved, self.config, self.data)
+            saved = saved | _state_of_this_process(saved)
+            model.load_state_dict(saved)
+            checkpoint.restore_random_state(saved["random"])
+            self.step, self.template = int(saved["step"]), saved.get("template")
+            self.best_score = saved.get("best_score")
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            folder = printable(self.folder / "checkpoints")
+            raise UserError(f"the newest checkpoint in {folder} is not one of this program: {error!r}") from error
+
+    # --- Saving
+
+    def save(self, model: CycleGAN) -> None:
+        """Write a checkpoint and delete those that are no longer needed: all processes call it, the first writes."""
+        state = self.state_dict(model)
+        states = processes.gather_to_first({name: state[name] for name in PER_PROCESS_ENTRIES})
+        if states is None:
+            return
+        folder = self.folder / "checkpoints"
+        checkpoint.save_checkpoint(folder, state | {"others": states[1:]})
+        keep_every_steps = self.config.keep_every_epochs * self.steps_per_epoch
+        checkpoint.prune_checkpoints(folder, self.step, self.config.keep_checkpoints, keep_every_steps)
+
+    def save_if_best(self, model: CycleGAN, score: float) -> None:
+        """Keep the model in the folder best/ if no earlier score was as high."""
+        if self.best_score is None or score > self.best_score:
+            self.best_score = score
+            checkpoint.save_best(self.folder, self.state_dict(model))
+
+    def save_config(self) -> None:
+        """Write the configuration to config.json."""
+        with atomic_write(self.folder / "config.json") as file:
+            file.write_text(json.dumps(to_dict(self.config), indent=2) + "\n")
+
+    def state_dict(self, model: CycleGAN) -> dict[str, Any]:
+        """A checkpoint's entries, without those of other processes."""
+        own = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "random": checkpoint.random_state(),
+            "config": to_dict(self.config),
+            "data": self.data,
+            "template": self.template,
+            "best_score": self.best_score,
+        }
+        return own | model.state_dict()
+
+
+def _state_of_this_process(saved: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a checkpoint that belong to this process; UserError where the number of processes has changed."""
+    states = [{name: saved[name] for name in PER_PROCESS_ENTRIES}, *saved.get("others", [])]
+    if len(states) != processes.count():
+        raise UserError(
+            f"this run was trained by {len(states)} processes, and now there are {processes.count()}: each has images\n"
+            "and random numbers of its own; resume with torchrun --nproc-per-node, or start afresh with --run-name"
+        )
+    return dict(states[processes.rank()])

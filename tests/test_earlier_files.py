@@ -1,0 +1,65 @@
+"""Files that an earlier version wrote: they load, and a run resumes from them, as before.
+
+Both hold a network of one channel after four steps on `make_folders(3, 2)`; the numbers were printed by that version.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_folders, train_here
+
+from config import Config
+from load import Direction, load_generator, load_weights
+
+FILES = Path(__file__).parent / "files"
+CHECKPOINT, WEIGHTS = FILES / "earlier_checkpoint.pt", FILES / "earlier_weights.safetensors"
+TEMPLATE = ((0.3, 0.3), (0.69, 0.3), (0.5, 0.52), (0.34, 0.72), (0.66, 0.72))
+
+
+def response(path: Path, direction: Direction, ema: bool = True) -> tuple[float, float]:
+    """Mean of a fixed image's translation, and mean absolute change."""
+    image = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    with torch.no_grad():
+        translated = load_generator(path, direction, ema=ema)(image)
+    return translated.mean().item(), (translated - image).abs().mean().item()
+
+
+def test_an_earlier_checkpoint_translates_as_before() -> None:
+    assert response(CHECKPOINT, "ab") == pytest.approx((-0.076085, 0.098270), abs=1e-5)
+    assert response(CHECKPOINT, "ab", ema=False) == pytest.approx((-0.059213, 0.081718), abs=1e-5)
+    assert response(CHECKPOINT, "ba") == pytest.approx((0.050723, 0.077031), abs=1e-5)
+    assert response(CHECKPOINT, "ba", ema=False) == pytest.approx((0.047975, 0.080745), abs=1e-5)
+
+
+def test_an_earlier_weights_file_translates_as_before() -> None:
+    assert response(WEIGHTS, "ab") == pytest.approx((-0.076085, 0.098270), abs=1e-5)
+    assert response(WEIGHTS, "ba") == pytest.approx((0.050723, 0.077031), abs=1e-5)
+
+
+@pytest.mark.parametrize("path", [CHECKPOINT, WEIGHTS])
+def test_configuration_and_template_are_read(path: Path) -> None:
+    weights = load_weights(path)
+    assert (weights.config.image_size, weights.config.learning_rate) == (32, 0.02)
+    assert weights.template == TEMPLATE
+
+
+def test_an_earlier_run_resumes_and_ends_where_that_version_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_folders(tmp_path / "data", 3, 2)
+    folder = tmp_path / "runs" / "old"
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(CHECKPOINT, folder / "checkpoints" / "step_00000004.pt")
+    config = Config(
+        data_dir="data", runs_dir="runs", run_name="old", image_size=32, base_channels=1, num_residuals=1, num_epochs=2,
+        num_decay_epochs=1, num_workers=0, num_samples=2, pool_size=1, log_every_steps=1, sample_every_steps=100,
+        checkpoint_every_steps=4, device="cpu", init_std=0.2, learning_rate=0.02,
+    )  # fmt: skip
+    assert train_here(config) == 0
+    assert response(folder, "ab") == pytest.approx((-0.027896, 0.056090), abs=1e-3)
+    assert response(folder, "ba") == pytest.approx((0.037782, 0.073275), abs=1e-3)
