@@ -29,9 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import PRESETS, Config, parse_args
 from dataset import EpochBatches, Folders, UnpairedDataset, build_loader, running, training_images
-from instance_norm import InstanceNorm
-from model import BETA2, CycleGAN
+from generator_model import InstanceNorm
 from train import open_device, train_step
+from training.model import BETA2, CycleGAN
+from training.textbook_step import textbook_step
 from utils import UserError, command, printable, seed_everything, uses_bf16
 
 WARM_UP = 2  # steps before the clock runs
@@ -119,9 +120,6 @@ def our_step(config: Config, device: torch.device, images: tuple[Tensor, Tensor]
 
 def plain_step(config: Config, device: torch.device, images: tuple[Tensor, Tensor]) -> Callable[[], object]:
     """A textbook step with the same networks and losses: eager, float32, no terms joined, the whole graph alive."""
-    sys.path.append(str(Path(__file__).parent / "tests"))
-    from reference_step import reference_step  # the tests' oracle, which knows nothing of our step
-
     seed_everything(config.seed)
     model = CycleGAN(replace(config, compile=False, recompute=False), device)
     nets = plain_networks(model)
@@ -130,7 +128,7 @@ def plain_step(config: Config, device: torch.device, images: tuple[Tensor, Tenso
         for first, second in ((model.gen_ab, model.gen_ba), (model.disc_a, model.disc_b))
     )
     pools = {"a": model.pool_a, "b": model.pool_b}
-    return lambda: reference_step(nets, opt_gen, opt_disc, pools, *images, config.lambda_cycle, config.lambda_identity,
+    return lambda: textbook_step(nets, opt_gen, opt_disc, pools, *images, config.lambda_cycle, config.lambda_identity,
                                   config.gan_sigmoid, config.disc_first)  # fmt: skip
 
 

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 import tempfile
 import warnings
 import zipfile
@@ -28,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
-from faces import measure_template
+from photos.faces import measure_template
 from utils import Template, UserError, image_to_pixels, image_to_tensor, printable, read_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -355,9 +354,3 @@ def unpack_demo_faces(target: Path) -> None:
         except OSError:
             if not target.is_dir():  # else another process was faster
                 raise
-
-
-if __name__ == "__main__":
-    import data_check  # which imports this file: only a program may call what stands above it
-
-    sys.exit(data_check.main())

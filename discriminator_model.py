@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from instance_norm import InstanceNorm
+from generator_model import InstanceNorm
 
 
 class Discriminator(nn.Module):

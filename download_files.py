@@ -19,17 +19,15 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import requests
 from filelock import FileLock, Timeout
 
-import data_check
-from archives import check_archive, is_archive, unpack
 from config import PRESETS, Config
 from dataset import DEMO_ZIP, IMAGE_SUFFIXES, SPLITS, class_of, domain_folders, unpack_demo_faces
-from fetch import TIMEOUT, fetch, verify
+from downloads.archives import check_archive, is_archive, unpack
+from downloads.fetch import fetch, remote_size, verify
 from import_weights import import_weights
-from load import load_weights
 from utils import UserError, command, printable
+from weights.load import load_weights
 
 ORIGIN_URL = "https://gitlab.com/glebtutik/european_to_asian_files/-/raw/main"
 HERE = Path(__file__).parent
@@ -77,8 +75,8 @@ def what_is_here(source: Source, root: Path, config: Config) -> str:
 
 @contextmanager
 def workshop(root: Path) -> Iterator[Path]:
-    """The folder root/downloads, held by this process alone; at the end it stays only if something is left in it."""
-    folder = root / "downloads"
+    """The folder root/staging, held by this process alone; at the end it stays only if something is left in it."""
+    folder = root / "staging"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -273,16 +271,6 @@ def list_sources(root: Path, config: Config) -> None:
     print(f"demo faces: in this repository ({DEMO_ZIP.stat().st_size / 1e6:.1f} MB), unpacked by --demo")
 
 
-def remote_size(url: str) -> str:
-    """A file's size in words, as its server tells it."""
-    try:
-        answer = requests.head(url, allow_redirects=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"})
-        answer.raise_for_status()
-        return f"{int(answer.headers['Content-Length']) / 1e6:.1f} MB"
-    except (requests.RequestException, KeyError, ValueError):
-        return "size not known: the server does not tell it now"
-
-
 def bring(source: Source, url: str, sha256: str, root: Path, config: Config) -> bool:
     """Fetch a source unless it is here, and say how it went; whether it is here now."""
     here = what_is_here(source, root, config)
@@ -296,7 +284,7 @@ def bring(source: Source, url: str, sha256: str, root: Path, config: Config) -> 
         return False
     print(f"{source.what}: {what_is_here(source, root, config)}")
     if source.images_per_class and url == source.url:
-        print(f"  (the source promises {source.images_per_class} of each class; python dataset.py checks them)")
+        print(f"  (the source promises {source.images_per_class} of each class; python check_data.py checks them)")
     return True
 
 
@@ -309,14 +297,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--url", help="another source: http(s), Google Drive, or a file or folder on this machine")
     parser.add_argument("--sha256", default="", help="what the SHA-256 of the file from --url must be, in hex")
     parser.add_argument("--list", action="store_true", help="show sources, sizes and what is here; change nothing")
-    parser.add_argument("--check", metavar="DIR", help="look through a data set, as python dataset.py does")
     parser.add_argument("--root", type=Path, default=HERE, help="where the folders go (default: this repository)")
     parser.add_argument("--domain-a", default=Config.domain_a, help="folder name of domain a (default: %(default)s)")
     parser.add_argument("--domain-b", default=Config.domain_b, help="folder name of domain b (default: %(default)s)")
     args = parser.parse_args(argv)
     args.chosen = [source for name, source in SOURCES.items() if getattr(args, name)]
-    if "" in (args.url, args.check):
-        parser.error("--url and --check take a name that is not empty")
+    if args.url == "":
+        parser.error("--url takes a name that is not empty")
     if args.url and len(args.chosen) != 1:
         parser.error("--url needs one of --dataset, --weights and --test-images")
     if args.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", args.sha256):
@@ -334,8 +321,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = Config(data_dir=str(args.root / "dataset"), domain_a=args.domain_a, domain_b=args.domain_b)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if args.check:
-        return data_check.main([args.check])
     if args.list:
         list_sources(args.root, config)
         return 0

@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from checkpoint import CheckpointError, checkpoint_step, list_checkpoints
 from config import Config
 from dataset import find_images, load_views
-from judges import (
+from evaluation.metrics import Estimate, absolute_errors, bootstrap, kernel_distance, ssim, translate_in_batches
+from evaluation.scorers import (
     DomainJudge,
     Examiner,
     Features,
@@ -32,9 +32,9 @@ from judges import (
     looks_like_b,
     train_domain_judge,
 )
-from load import OTHER, Direction, Weights, load_weights
-from metrics import Estimate, absolute_errors, bootstrap, kernel_distance, ssim, translate_in_batches
+from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoints
 from utils import UserError, atomic_write, command, image_grid, pick_device, printable, tensor_to_image
+from weights.load import OTHER, Direction, Weights, load_weights
 
 INCEPTION = "Inception"
 CURVE = (640, 140)  # px, width and height of a diagram
@@ -279,7 +279,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--weights", type=Path, required=True, help="a run's folder, a checkpoint, or a .safetensors file")
     add("--data-dir", help="the data set, with train and test images (default: the one it was trained on)")
     add("--direction", choices=("ab", "ba", "both"), default="both", help="(%(default)s)")
-    add("--out", type=Path, default=Path("evaluation"), help="the folder to write to (%(default)s)")
+    add("--out", type=Path, default=Path("evaluated"), help="the folder to write to (%(default)s)")
     add("--inception-weights", metavar="PATH", help="of KID and FID; otherwise they are fetched on first use")
     add("--all-checkpoints", action="store_true", help="rank all checkpoints of a run instead, by quick measures")
     add("--paired", action="store_true", help="test images of equal position are true translations of each other")

@@ -6,9 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-
-from instance_norm import InstanceNorm
 
 Padding = Literal["reflect", "zero", "reflect-all"]
 SKIP_LIMIT = 0.999  # |x| is clamped to this before atanh; 0.001 of [-1, 1] is an eighth of one 8-bit grey level
@@ -118,6 +117,19 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x + self.block(x)  # (N, k, H, W)
         return y
+
+
+class InstanceNorm(nn.Module):
+    """Each channel of each image to mean 0 and variance 1 (Ulyanov et al. 2016), without parameters or statistics.
+
+    (N, C, H, W) to the same, in the input's dtype; sums are in float32 at least. Computed as group norm with one
+    channel a group, the same function: torch's own instance norm is slower on a CPU, and its gradient is wrong there
+    for a batch of one image whose incoming gradient is `channels_last`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # which would copy x to float32 on a GPU
+            return F.group_norm(x, x.shape[1])  # (N, C, H, W)
 
 
 def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Padding) -> list[nn.Module]:

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from config import PRESETS, Config, to_dict
-from foreign_file import ForeignFileError, read_file, tensors_of
 from generator_model import Generator, Padding
-from load import OTHER, Direction
 from utils import UserError, atomic_write, command, printable
-from weights_file import write_generators
+from weights.foreign_pickle import ForeignFileError, read_file, tensors_of
+from weights.load import OTHER, Direction
+from weights.safetensors_file import write_generators
 
 FileSet = dict[Path, Direction | None]  # the directions that the names of files tell, if they do
 ENDING = r"\.(?:pth\.tar|pth|pt|tar)"

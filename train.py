@@ -23,8 +23,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import processes
-from checkpoint import lock_run
 from dataset import (
     EpochBatches,
     Folders,
@@ -39,14 +37,16 @@ from dataset import (
     training_images,
     unpack_demo_faces,
 )
-from diff_augment import diff_augment
-from health import check_finite
-from judges import Examiner
-from losses import cycle_loss, discriminator_loss, gan_loss, identity_loss
-from metrics import paired_report, translate_in_batches
-from model import CycleGAN, backward, step_optimizer
-from run import Run
-from run_log import RunLog
+from evaluation.metrics import paired_report, translate_in_batches
+from evaluation.scorers import Examiner
+from training import distributed
+from training.checkpoint import lock_run
+from training.diff_augment import diff_augment
+from training.health import check_finite
+from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_loss
+from training.model import CycleGAN, backward, step_optimizer
+from training.run import Run
+from training.run_log import RunLog
 from utils import UserError, command, normalize, pick_device, printable, seed_everything, stop_requests, uses_bf16
 
 VALIDATION_IMAGES = 300  # Evaluations during training use at most this many images of each domain.
@@ -173,12 +173,12 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
         device: where to train.
     """
     # Read the two folders.
-    is_first = processes.rank() == 0  # the process that reports and saves
+    is_first = distributed.rank() == 0  # the process that reports and saves
     if is_first:
         report_left_out({*images, *samples}, folder / "left_out.txt")
     dataset = UnpairedDataset(images[0].files, images[1].files, config)
     data = {"a": images[0].fingerprint, "b": images[1].fingerprint}
-    steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size, processes.count())
+    steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size, distributed.count())
     sample_a, sample_b = load_samples(samples, config)
 
     # Build the networks; resume the run where it was interrupted.
@@ -190,13 +190,13 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
         say_finished_already(run)
         return 0
     batches = EpochBatches(len(dataset), config.batch_size, config.seed, run.step, run.num_steps,
-                           processes.rank(), processes.count())  # fmt: skip
+                           distributed.rank(), distributed.count())  # fmt: skip
     loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
     examiner = build_examiner(images, samples, config, device) if is_first else None
     log = open_log(run, model, images) if is_first else None
 
     stopped = False
-    with stop_requests(second_ends=processes.count() == 1) as stop, log or nullcontext(), running(loader) as pairs:
+    with stop_requests(second_ends=distributed.count() == 1) as stop, log or nullcontext(), running(loader) as pairs:
         # Show what the generators do before the first step.
         if log and run.step == 0 and not stop:
             log.sample(run.step, translate_samples(model, sample_a, sample_b))
@@ -204,7 +204,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
         # Draw a batch of each domain.
         for real_a, real_b in pairs:
             # Stop between two steps when asked to, all processes at the same one.
-            if stopped := processes.any_process(bool(stop)):
+            if stopped := distributed.any_process(bool(stop)):
                 break
 
             # Set this step's learning rate.
@@ -296,7 +296,7 @@ def open_log(run: Run, model: CycleGAN, images: Folders) -> RunLog:
     config = run.config
     counts = f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images"
     precision = " in bf16" if model.amp else ""
-    others = f", the first of {processes.count()} processes" if processes.count() > 1 else ""
+    others = f", the first of {distributed.count()} processes" if distributed.count() > 1 else ""
     where = f"step {run.step} of {run.num_steps}, on {model.device}{precision}{others}"
     print(f"{counts}; {printable(run.folder)}: {where}")
     return RunLog(run.folder, run.step, run.num_steps, run.steps_per_epoch, config)
@@ -304,7 +304,7 @@ def open_log(run: Run, model: CycleGAN, images: Folders) -> RunLog:
 
 def say_finished_already(run: Run) -> None:
     """Say that the run is complete, and how to continue it."""
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         limit = "--max-steps" if run.step == run.config.max_steps else "--num-epochs"
         where = printable(run.folder)
         print(f"{where} is finished: {run.step} steps; to continue raise {limit}, or choose another --run-name")
@@ -319,9 +319,9 @@ def report_error(model: CycleGAN, samples: Folders, config: Config) -> None:
 
 def open_device(config: Config) -> torch.device:
     """The device to train on, made ready for steps that are all of one size."""
-    if processes.count() > 1 and re.fullmatch(r"cuda:\d+", config.device):
-        raise UserError(f"--device {config.device} is one GPU, but there are {processes.count()} processes: say cuda")
-    device = pick_device(config.device, processes.local_rank())
+    if distributed.count() > 1 and re.fullmatch(r"cuda:\d+", config.device):
+        raise UserError(f"--device {config.device} is one GPU, but there are {distributed.count()} processes: say cuda")
+    device = pick_device(config.device, distributed.local_rank())
     if device.type == "cuda":
         torch.cuda.set_device(device)  # pinned memory and the check for bfloat16 use the current device
         torch.backends.cudnn.benchmark = True  # find the fastest convolutions once
@@ -337,7 +337,7 @@ def explained_failures() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError("the GPU is full: try --recompute, or lower --batch-size or --image-size") from error
     except RuntimeError as error:
-        if processes.is_about_another(error):
+        if distributed.is_about_another(error):
             raise UserError(
                 f"another process has ended or cannot be reached: {str(error).splitlines()[0]}\n"
                 "the newest checkpoint is whole: fix that and run the same command again"
@@ -352,8 +352,8 @@ def start(config: Config) -> int:
     folder = Path(config.runs_dir, config.run_name)
     device = open_device(config)
     images, samples = find_data(config)
-    lock = lock_run(folder) if processes.rank() == 0 else nullcontext()
-    with explained_failures(), lock, processes.connected(device):
+    lock = lock_run(folder) if distributed.rank() == 0 else nullcontext()
+    with explained_failures(), lock, distributed.connected(device):
         return train(config, folder, images, samples, device)
 
 

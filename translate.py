@@ -22,10 +22,10 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import processes
 from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
-from faces import Face, align, find_faces, paste
-from load import Direction, load_weights
+from photos.faces import Face, align, find_faces, paste
+from photos.video import VIDEO_SUFFIXES, FaceSmoother, translate_video
+from training import distributed
 from utils import (
     Template,
     UserError,
@@ -41,7 +41,7 @@ from utils import (
     to_rgb,
     turn_upright,
 )
-from video import VIDEO_SUFFIXES, FaceSmoother, translate_video
+from weights.load import Direction, load_weights
 
 MAX_CROP_ASPECT = 4  # of what the network sees of a whole image: longer ones are seen squeezed, and come out whole
 LABEL = (  # https://cv.iptc.org/newscodes/digitalsourcetype/
@@ -210,7 +210,7 @@ def load_translator(
     Raises:
         UserError: no such weights, device or images.
     """
-    found, place = load_weights(weights), pick_device(device, processes.local_rank())
+    found, place = load_weights(weights), pick_device(device, distributed.local_rank())
     template = None if crops else measure_examples(Path(like)) if like else found.template
     return Translator(found.generator(direction), found.config.image_size, template=template, device=place,
                       batch_size=batch_size)  # fmt: skip
@@ -475,10 +475,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         translate_stream(translator, sys.stdin.buffer, sys.stdout.buffer, write)
         return 0
     jobs = find_jobs([Path(photo) for photo in args.photos], args.out)
-    summary = translate_files(translator, jobs[processes.rank() :: processes.count()], write)  # this process's share
+    own_jobs = jobs[distributed.rank() :: distributed.count()]
+    summary = translate_files(translator, own_jobs, write)
     print(f"{summary}\nin {printable(args.out)}")
     # torchrun would end the other processes if one of them failed
-    return 1 if summary.skipped and processes.count() == 1 else 0
+    return 1 if summary.skipped and distributed.count() == 1 else 0
 
 
 if __name__ == "__main__":

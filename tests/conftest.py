@@ -16,9 +16,9 @@ import torch
 from loopback import Handler, Server, Web
 from PIL import Image
 
-import fetch
 import train
 from config import Config
+from downloads import fetch
 from utils import command
 
 ROOT = Path(__file__).parent.parent

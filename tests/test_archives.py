@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import archives
-from archives import check_archive, is_archive, unpack
+from downloads import archives
+from downloads.archives import check_archive, is_archive, unpack
 from utils import UserError
 
 Change = Callable[[zipfile.ZipInfo], None]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
 from benchmark import activations, main, plain_networks
-from model import CycleGAN
+from training.model import CycleGAN
 
 CPU = torch.device("cpu")
 

@@ -23,13 +23,13 @@ import torch
 from conftest import ROOT, Tiny
 from safetensors import safe_open
 
-import checkpoint
-from checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from config import Config, to_dict
 from generator_model import Generator
-from load import export_weights, load_generator
-from model import CycleGAN
+from training import checkpoint
+from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from training.model import CycleGAN
 from utils import UserError, seed_everything
+from weights.load import export_weights, load_generator
 
 
 def tiny_state(config: Config, step: int = 3) -> dict[str, Any]:

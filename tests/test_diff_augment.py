@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diff_augment import Policy, diff_augment
+from training.diff_augment import Policy, diff_augment
 
 
 def test_none_is_none() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from discriminator_model import Discriminator
-from instance_norm import InstanceNorm
+from generator_model import InstanceNorm
 
 
 def test_parameters_are_those_of_the_layer_list() -> None:

@@ -19,7 +19,7 @@ from loopback import Web
 import download_files
 from config import Config
 from download_files import SOURCES, main
-from load import load_generator
+from weights.load import load_generator
 
 RESIDUAL = {f"residual_blocks.0.block.{i}.conv.0": (16, 16, 3) for i in (0, 1)}
 LAYERS = {"initial.0": (4, 3, 7), "down_blocks.0.conv.0": (8, 4, 3), "down_blocks.1.conv.0": (16, 8, 3), **RESIDUAL,
@@ -168,8 +168,8 @@ def test_a_local_archive_is_verified_and_stays(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_an_archive_put_into_downloads_by_hand_is_used(web: Web, tmp_path: Path) -> None:
-    (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / "dataset.zip").write_bytes(faces(train_European=1, train_Asian=1))
+    (tmp_path / "staging").mkdir()
+    (tmp_path / "staging" / "dataset.zip").write_bytes(faces(train_European=1, train_Asian=1))
     assert get(web, "dataset", tmp_path, b"") == 0
     assert web.ranges == []
 
@@ -279,7 +279,7 @@ def test_two_downloads_into_one_folder_are_one_too_many(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
-    (tmp_path / "downloads" / "unpacked" / "train").mkdir(parents=True)
+    (tmp_path / "staging" / "unpacked" / "train").mkdir(parents=True)
     with download_files.workshop(tmp_path) as folder:
         assert not (folder / "unpacked").exists()
     assert not folder.exists()

@@ -13,7 +13,7 @@ import torch
 from conftest import make_folders, train_here
 
 from config import Config
-from load import Direction, load_generator, load_weights
+from weights.load import Direction, load_generator, load_weights
 
 FILES = Path(__file__).parent / "files"
 CHECKPOINT, WEIGHTS = FILES / "earlier_checkpoint.pt", FILES / "earlier_weights.safetensors"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import evaluate
 from evaluate import Domain, Judges, main
-from judges import train_domain_judge
+from evaluation.scorers import train_domain_judge
 
 
 class Shift(nn.Module):

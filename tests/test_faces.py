@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset import DEMO_ZIP
-from faces import Face, align, find_faces, measure_template, paste, paste_mask, similarity, transform
+from photos.faces import Face, align, find_faces, measure_template, paste, paste_mask, similarity, transform
 from utils import Template
 
 TEMPLATE: Template = ((0.36, 0.45), (0.64, 0.45), (0.5, 0.6), (0.4, 0.72), (0.6, 0.72))

@@ -16,8 +16,8 @@ from conftest import ROOT
 from gdown.exceptions import FileURLRetrievalError
 from loopback import Handler, Web
 
-import fetch as fetch_module
-from fetch import fetch
+from downloads import fetch as fetch_module
+from downloads.fetch import fetch
 from utils import UserError
 
 CONTENT = bytes(range(256)) * 8000  # 2 MB

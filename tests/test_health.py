@@ -11,7 +11,7 @@ from conftest import Tiny, make_image, train_here
 from torch import Tensor
 
 import train
-from health import WINDOW, signs_in_images, signs_in_losses
+from training.health import WINDOW, signs_in_images, signs_in_losses
 from utils import image_to_tensor
 
 Translate = Callable[[Tensor], Tensor]

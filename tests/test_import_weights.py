@@ -20,8 +20,8 @@ from foreign_networks import origin, reference, save_origin, tutorial
 from torch import Tensor, nn
 
 from import_weights import import_weights, main
-from load import load_generator
 from utils import UserError
+from weights.load import load_generator
 
 X = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
 State = dict[str, Any]

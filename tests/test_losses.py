@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss
+from training.losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss
 
 
 def test_the_adversarial_loss_is_the_mean_squared_distance_to_one_or_zero() -> None:

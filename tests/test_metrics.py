@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from metrics import bootstrap, kernel_distance, mean_absolute_error, ssim, translate_in_batches
+from evaluation.metrics import bootstrap, kernel_distance, mean_absolute_error, ssim, translate_in_batches
 
 
 def test_the_error_is_on_the_scale_of_images_in_zero_to_one() -> None:

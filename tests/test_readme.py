@@ -19,7 +19,7 @@ from foreign_networks import save_origin
 
 import download_files
 from config import Config
-from load import load_generator
+from weights.load import load_generator
 
 README = (ROOT / "README.md").read_text()
 SET_UP = ["python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt",
@@ -34,6 +34,7 @@ DOWNLOAD_FLAGS = ("list", "dataset", "weights", "test-images", "url")
 TRANSLATE_FLAGS = ("direction", "crops", "side-by-side", "out", "no-metadata", "like", "all-checkpoints")
 BENCHMARK_FLAGS = ("compare",)
 TORCHRUN_FLAGS = ("nproc-per-node", "nnodes", "node-rank", "master-addr")
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 SHORT = [*SMALL, "--max-steps", "2", "--num-workers", "0"]
 
 
@@ -43,7 +44,7 @@ def clone(tmp_path: Path) -> Path:
     for pattern in ("*.py", "*.txt", "*.toml", "*.md"):
         for file in ROOT.glob(pattern):
             shutil.copy(file, tmp_path)
-    for folder in ("assets", "docs", "tests", ".ci"):
+    for folder in ("assets", "docs", "tests", ".ci", *PACKAGES):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("venv", "__pycache__"))
     make_folders(tmp_path / "my_faces")
     animals = make_folders(tmp_path / "my_animals")
@@ -70,7 +71,7 @@ def test_every_command_is_known_to_these_tests() -> None:
         "train.py",
         "import_weights.py",
         "download_files.py",
-        "dataset.py my_faces",
+        "check_data.py my_faces",
         "translate.py",
         "evaluate.py",
         "benchmark.py",
@@ -117,7 +118,7 @@ def test_the_download_command_brings_all_three(
 
 
 def test_the_data_check_command_shows_a_table(clone: Path) -> None:
-    (command,) = [command.split() for command in COMMANDS if command.startswith("python dataset.py")]
+    (command,) = [command.split() for command in COMMANDS if command.startswith("python check_data.py")]
     assert "train/asian" in run(command[1:], cwd=clone)
     assert (clone / "data_check.png").exists()
 
@@ -131,7 +132,7 @@ def test_a_run_is_evaluated(clone: Path) -> None:
     run(["train.py", "--data-dir", "my_faces", "--run-name", "my_faces", *SHORT], cwd=clone)
     (command,) = [command.split() for command in COMMANDS if command.startswith("python evaluate.py")]
     assert "### european to asian" in run([*command[1:], "--inception-weights", "nowhere.pth"], cwd=clone)
-    assert (clone / "evaluation" / "evaluation.json").exists()
+    assert (clone / "evaluated" / "evaluation.json").exists()
 
 
 def test_photographs_are_translated_from_the_command_line_and_in_python(clone: Path) -> None:

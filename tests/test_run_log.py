@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from config import Config
-from run_log import RunLog
+from training.run_log import RunLog
 
 NAMES = ["loss/gan_ab", "loss/gan_ba", "loss/cycle_a", "loss/cycle_b", "loss/disc_a", "loss/disc_b"]
 
@@ -40,7 +40,7 @@ def test_a_row_is_the_mean_since_the_row_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_processes", [1, 4])
 def test_the_images_of_all_processes_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_processes: int) -> None:
     seconds = itertools.count()
-    monkeypatch.setattr("run_log.time.perf_counter", lambda: next(seconds))  # a second between each two questions
+    monkeypatch.setattr("training.run_log.time.perf_counter", lambda: next(seconds))  # every question a second later
     monkeypatch.setenv("WORLD_SIZE", str(num_processes))
     log_steps(tmp_path, 1, 6, every=3)  # batches of two images of both domains
     assert [float(row["images_per_second"]) for row in rows(tmp_path)] == [3 * 2 * 2 * num_processes] * 2

@@ -21,16 +21,15 @@ import pytest
 import torch
 from conftest import SMALL, Tiny, make_folders, run_train, start_train, train_here
 from PIL import Image
-from reference_step import reference_step
 from torch import Tensor
 
-import checkpoint
-import losses
 import train
 from config import PRESETS, Config, from_dict
-from load import load_generator
-from model import CycleGAN, backward, step_optimizer
-from run import Run
+from training import checkpoint, losses
+from training.model import CycleGAN, backward, step_optimizer
+from training.run import Run
+from training.textbook_step import textbook_step
+from weights.load import load_generator
 
 CPU = torch.device("cpu")
 
@@ -131,7 +130,7 @@ def test_the_step_equals_the_reference_step(
         for own, other in zip(networks_of(ours).values(), nets.values(), strict=True):
             other.load_state_dict(own.state_dict())  # float32 drifts apart by chaos: each step starts together
         actual = train.train_step(ours, real_a, real_b, config=config)
-        expected = reference_step(
+        expected = textbook_step(
             nets, opt_gen, opt_disc, pools, real_a, real_b,
             config.lambda_cycle, config.lambda_identity, config.gan_sigmoid, config.disc_first,
         )  # fmt: skip
@@ -169,7 +168,7 @@ def compare_compiled_step(config: Config) -> None:
     for _ in range(2):
         real_a, real_b = (torch.rand(1, 3, 32, 32, dtype=torch.float64) * 2 - 1 for _ in "ab")
         train.train_step(ours, real_a, real_b, config=config)
-        reference_step(nets, opt_gen, opt_disc, pools, real_a, real_b, config.lambda_cycle, config.lambda_identity)
+        textbook_step(nets, opt_gen, opt_disc, pools, real_a, real_b, config.lambda_cycle, config.lambda_identity)
         assert max(difference(networks_of(ours)[name], nets[name], 1e-9) for name in nets) < 1e-9
     assert ours.state_dict()["gen_ab"].keys() == theirs.state_dict()["gen_ab"].keys()  # no trace in what is saved
 

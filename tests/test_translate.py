@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from config import Config, to_dict
 from dataset import DEMO_ZIP
-from faces import find_faces, measure_template
 from generator_model import Generator
-from load import export_weights, load_weights
+from photos.faces import find_faces, measure_template
 from translate import LABEL, Translator, find_jobs, load_translator, main, open_photo, read_photo, write_photo
 from utils import UserError
-from weights_file import write_generators
+from weights.load import export_weights, load_weights
+from weights.safetensors_file import write_generators
 
 TEMPLATE = ((0.36, 0.45), (0.64, 0.45), (0.5, 0.6), (0.4, 0.72), (0.6, 0.72))
 GROUND = (120, 130, 110)

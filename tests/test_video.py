@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from test_translate import TEMPLATE, Brighter, photograph
 
-from faces import Face
+from photos.faces import Face
+from photos.video import FaceSmoother, translate_video
 from translate import Translator, translate_files, write_photo
 from utils import UserError
-from video import FaceSmoother, translate_video
 
 av = pytest.importorskip("av", reason="PyAV is in requirements-extra.txt")
 NUM_FRAMES = 10

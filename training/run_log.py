@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-import processes
 from config import Config, to_dict
-from health import WINDOW, Sign, signs_in_images, signs_in_losses
+from training import distributed
+from training.health import WINDOW, Sign, signs_in_images, signs_in_losses
 from utils import atomic_write, image_grid, quantize, tensor_to_image
 
 
@@ -33,7 +33,7 @@ class RunLog:
     def __init__(self, run_dir: Path, step: int, num_steps: int, steps_per_epoch: int, config: Config) -> None:
         self.run_dir, self.steps_per_epoch = run_dir, steps_per_epoch
         self.num_steps = num_steps
-        self.images_per_step = 2 * config.batch_size * processes.count()  # of both domains
+        self.images_per_step = 2 * config.batch_size * distributed.count()  # of both domains
         self.names = {"ab": f"{config.domain_a} to {config.domain_b}", "ba": f"{config.domain_b} to {config.domain_a}"}
         self.newest_rows: list[dict[str, float]] = []
         self.warned: set[str] = set()

@@ -17,13 +17,12 @@ import torch
 from conftest import ROOT, SMALL, Tiny, make_folders, make_image, run_train, train_here
 from test_train import CPU, assert_identical, difference, networks_of
 
-import checkpoint
-import processes
 import train
 import translate
 from config import Config
 from dataset import EpochBatches, count_steps_per_epoch
-from model import CycleGAN
+from training import checkpoint, distributed
+from training.model import CycleGAN
 from utils import UserError
 
 
@@ -97,10 +96,10 @@ def train_some_steps(config: Config, rows: slice, path: Path | None = None) -> C
 
 def train_as_rank(rank: int, port: int, config: Config, folder: Path) -> None:
     os.environ |= as_one_of(rank, 2, port)
-    with processes.connected(CPU):
+    with distributed.connected(CPU):
         train_some_steps(config, slice(rank, rank + 1), folder / f"{rank}.pt")
-        assert processes.all_equal(3)
-        assert not processes.all_equal(rank)
+        assert distributed.all_equal(3)
+        assert not distributed.all_equal(rank)
     assert not [name for name in names_of_threads() if "gloo" in name]  # at Python's end they might abort the process
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dataset import DEMO_ZIP
-from judges import IdentityJudge, inception_features, likeness, looks_like_b, train_domain_judge
+from evaluation.scorers import IdentityJudge, inception_features, likeness, looks_like_b, train_domain_judge
 from utils import UserError, image_to_tensor
 
 
@@ -71,7 +71,7 @@ def test_no_face_has_no_identity() -> None:
 
 
 def test_without_sface_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("judges.find_spec", lambda name: None)
+    monkeypatch.setattr("evaluation.scorers.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"requirements-extra\.txt"):
         IdentityJudge()
 

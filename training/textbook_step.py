@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 
-def reference_step(
+def textbook_step(
     nets: dict[str, nn.Module],
     opt_gen: torch.optim.Optimizer,
     opt_disc: torch.optim.Optimizer,

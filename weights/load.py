@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from checkpoint import CheckpointError, newest_checkpoint, read_checkpoint, saved_config
 from config import Config, from_dict, to_dict
 from generator_model import Generator
+from training.checkpoint import CheckpointError, newest_checkpoint, read_checkpoint, saved_config
 from utils import Template, UserError, atomic_write, printable
-from weights_file import read_generators, write_generators
+from weights.safetensors_file import read_generators, write_generators
 
 Direction = Literal["ab", "ba"]
 DIRECTIONS: tuple[Direction, ...] = ("ab", "ba")  # From domain a to b, and from b to a.

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faces import align, find_faces
-from foreign_file import ForeignFileError, read_file
-from metrics import absolute_errors, kernel_distance, ssim, translate_in_batches
+from photos.faces import align, find_faces
+from weights.foreign_pickle import ForeignFileError, read_file
+from evaluation.metrics import absolute_errors, kernel_distance, ssim, translate_in_batches
 from utils import UserError, printable, quantize, tensor_to_image
 
 Features = Callable[[Tensor], np.ndarray]  # images (N, 3, H, W) in [-1, 1] to (N, d) float64

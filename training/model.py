@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-import processes
-from checkpoint import MODEL_ENTRIES
 from config import Config
 from discriminator_model import Discriminator
 from generator_model import Generator
-from losses import ImagePool
+from training import distributed
+from training.checkpoint import MODEL_ENTRIES
+from training.losses import ImagePool
 from utils import fast_layout
 
 BETA2 = 0.999  # Adam's decay rate of the squared gradient's mean, as in the paper's code.
@@ -43,7 +43,7 @@ class CycleGAN:
         self.ema_gen_ba = copy.deepcopy(self.gen_ba).requires_grad_(False)
         self.opt_gen = build_adam((self.gen_ab, self.gen_ba), config)
         self.opt_disc = build_adam((self.disc_a, self.disc_b), config)
-        seed = 2 * config.seed + (processes.rank() << 64)  # other processes' seeds lie above all that users can give
+        seed = 2 * config.seed + (distributed.rank() << 64)  # other processes' seeds lie above all that users can give
         self.pool_a, self.pool_b = ImagePool(config.pool_size, seed), ImagePool(config.pool_size, seed + 1)
         if config.compile:
             for network in (self.gen_ab, self.gen_ba, self.disc_a, self.disc_b):
@@ -117,7 +117,7 @@ def step_optimizer(optimizer: torch.optim.Adam, **losses: Tensor) -> dict[str, T
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     values = torch.stack([loss.detach() for loss in losses.values()])
-    processes.average([*gradients, values])
+    distributed.average([*gradients, values])
     norm = get_total_norm(gradients)
     # A fused optimiser skips the step where this is 1, as it does for torch.amp.GradScaler.
     optimizer.found_inf = (~torch.isfinite(values[0] + norm)).float()  # type: ignore[attr-defined]

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import checkpoint
-import processes
-from checkpoint import PER_PROCESS_ENTRIES
 from config import Config, to_dict
-from model import CycleGAN
+from training import checkpoint, distributed
+from training.checkpoint import PER_PROCESS_ENTRIES
+from training.model import CycleGAN
 from utils import Template, UserError, atomic_write, printable, seed_everything
 
 
@@ -59,7 +58,7 @@ class Run:
         """
         decay_steps = self.config.num_decay_epochs * self.steps_per_epoch
         steps_left = (self.config.num_epochs + self.config.num_decay_epochs) * self.steps_per_epoch - self.step
-        scale = processes.count() if self.config.scale_learning_rate else 1
+        scale = distributed.count() if self.config.scale_learning_rate else 1
         return self.config.learning_rate * scale * min(1.0, steps_left / max(decay_steps, 1))
 
     @property
@@ -85,20 +84,20 @@ class Run:
             UserError: the checkpoint belongs to other settings, images or processes, or none is whole.
         """
         folder = self.folder / "checkpoints"
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             checkpoint.remove_leftovers(folder)
         saved, broken = checkpoint.newest_checkpoint(folder)
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             for error in broken:
                 print(f"skipped: {error}")
         if saved is not None:
             self._resume(model, saved)
         elif broken:
             raise UserError(f"no whole checkpoint is left in {printable(folder)}; start afresh with another --run-name")
-        elif processes.rank() > 0:
+        elif distributed.rank() > 0:
             # All processes have the same weights; their random numbers differ from here on.
-            seed_everything(self.config.seed + processes.rank())
-        if not processes.all_equal(self.step):
+            seed_everything(self.config.seed + distributed.rank())
+        if not distributed.all_equal(self.step):
             raise UserError(
                 f"the processes disagree on where to resume, this one after step {self.step}:\n"
                 f"{printable(self.folder)} must be on a disk that all of them see"
@@ -121,7 +120,7 @@ class Run:
     def save(self, model: CycleGAN) -> None:
         """Write a checkpoint and delete those that are no longer needed: all processes call it, the first writes."""
         state = self.state_dict(model)
-        states = processes.gather_to_first({name: state[name] for name in PER_PROCESS_ENTRIES})
+        states = distributed.gather_to_first({name: state[name] for name in PER_PROCESS_ENTRIES})
         if states is None:
             return
         folder = self.folder / "checkpoints"
@@ -157,9 +156,10 @@ class Run:
 def _state_of_this_process(saved: dict[str, Any]) -> dict[str, Any]:
     """The entries of a checkpoint that belong to this process; UserError where the number of processes has changed."""
     states = [{name: saved[name] for name in PER_PROCESS_ENTRIES}, *saved.get("others", [])]
-    if len(states) != processes.count():
+    if len(states) != distributed.count():
         raise UserError(
-            f"this run was trained by {len(states)} processes, and now there are {processes.count()}: each has images\n"
-            "and random numbers of its own; resume with torchrun --nproc-per-node, or start afresh with --run-name"
+            f"this run was trained by {len(states)} processes, and now there are {distributed.count()}:\n"
+            "each has images and random numbers of its own\n"
+            "resume with torchrun --nproc-per-node, or start afresh with --run-name"
         )
-    return dict(states[processes.rank()])
+    return dict(states[distributed.rank()])

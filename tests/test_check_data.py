@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, make_folders, make_image
 from PIL import Image
 
-import data_check
+import check_data
 from dataset import unpack_demo_faces
 
 
@@ -32,7 +32,7 @@ def folder(data_dir: Path) -> Path:
 
 
 def report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    assert data_check.main([str(folder), "--json", "--sheet", str(tmp_path / "sheet.png")]) == 0
+    assert check_data.main([str(folder), "--json", "--sheet", str(tmp_path / "sheet.png")]) == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     return result
 
@@ -60,7 +60,7 @@ def test_the_same_pictures_are_found(folder: Path, tmp_path: Path, capsys: pytes
 
 
 def test_the_table_says_it_in_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert data_check.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    assert check_data.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
     shown = capsys.readouterr().out
     assert "train/asian     7       0         40x40 and 1 more  PNG JPEG  0 % of 7" in shown
     assert "left out: 2\n  train/european/broken.png: " in shown
@@ -69,10 +69,10 @@ def test_the_table_says_it_in_words(folder: Path, tmp_path: Path, capsys: pytest
 
 def test_nothing_is_changed_and_a_contact_sheet_is_made(folder: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert data_check.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    assert check_data.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape[1] == data_check.COLUMNS * data_check.CELL
+    assert sheet.shape[1] == check_data.SHEET_COLUMNS * check_data.CELL
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
 
 
@@ -91,30 +91,30 @@ def test_folders_named_train_a_and_plain_folders_are_classes_too(tmp_path: Path)
     for source, target in (("train/european", "trainA"), ("train/asian", "trainB"), ("test/asian", "testB")):
         (made / source).rename(made / target)
     shutil.rmtree(made / "train")
-    names = {(split, domain) for split, domain, _ in data_check.find_classes(made)}
+    names = {(split, domain) for split, domain, _ in check_data.find_classes(made)}
     assert names == {("test", "european"), ("test", "b"), ("train", "a"), ("train", "b")}
     (tmp_path / "plain" / "cats").mkdir(parents=True)
     make_image(1).save(tmp_path / "plain" / "cats" / "1.png")
-    assert [item.name for item in data_check.check_classes(tmp_path / "plain")] == ["cats"]
-    assert [item.name for item in data_check.check_classes(tmp_path / "plain" / "cats")] == ["cats"]
+    assert [item.name for item in check_data.check_classes(tmp_path / "plain")] == ["cats"]
+    assert [item.name for item in check_data.check_classes(tmp_path / "plain" / "cats")] == ["cats"]
 
 
 @pytest.mark.parametrize("name", ["empty", "absent"])
 def test_a_folder_without_images_is_told(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    assert data_check.main([str(tmp_path / name)]) == 1
+    assert check_data.main([str(tmp_path / name)]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_the_contact_sheet_replaces_no_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for sheet in (next(folder.rglob("*.png")), Path("")):
-        assert data_check.main([str(folder), "--sheet", str(sheet) if sheet.name else ""]) == 1
+        assert check_data.main([str(folder), "--sheet", str(sheet) if sheet.name else ""]) == 1
         assert "outside the data set" in capsys.readouterr().err
 
 
 def test_the_data_set_module_runs_it(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "dataset.py"), str(folder)], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, str(ROOT / "check_data.py"), str(folder)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("class ")

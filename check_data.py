@@ -1,7 +1,7 @@
 """Look through a data set before training on it: what is in it, what is broken, what is there twice. Changes nothing.
 
-python dataset.py FOLDER            a table, and a contact sheet in data_check.png
-python dataset.py FOLDER --json     the same as JSON
+python check_data.py FOLDER          a table, and a contact sheet in data_check.png
+python check_data.py FOLDER --json    the same as JSON
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from dataset import ImageFolder, class_folders, scan_folder, subfolders
-from faces import find_faces
+from photos.faces import find_faces
 from utils import UserError, atomic_write, command, printable, read_image
 
 THUMBNAIL = 16  # px; of 1689 aligned faces two different ones correlate to 0.956 at most, re-encoded ones above 0.98
@@ -171,7 +171,8 @@ def contact_sheet(classes: Sequence[ClassCheck]) -> Image.Image:
     for row, item in enumerate(classes):
         files = item.folder.files
         ImageDraw.Draw(sheet).text((4, row * height + 4), f"{printable(item.name)}: {len(files)} images", fill="black")
-        for place, index in enumerate(np.linspace(0, len(files) - 1, min(ROWS * SHEET_COLUMNS, len(files))).astype(int)):
+        indices = np.linspace(0, len(files) - 1, min(ROWS * SHEET_COLUMNS, len(files))).astype(int)
+        for place, index in enumerate(indices):
             picture = read_image(files[index])
             picture.thumbnail((CELL - 2, CELL - 2))
             sheet.paste(picture, (place % SHEET_COLUMNS * CELL, row * height + TITLE + place // SHEET_COLUMNS * CELL))
@@ -195,3 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         contact_sheet(classes).save(temporary, "PNG")
     print(f"\npictures of every class: {printable(args.sheet)}", file=sys.stderr if args.json else sys.stdout)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from faces import Face
+from photos.faces import Face
 from utils import UserError, atomic_write, printable
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".webm")
 ENCODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9", "av1": "libsvtav1", "hevc": "libx265"}  # all others become H.264
 QUALITY = {"crf": "18"}  # nearly without visible loss
 SAME_FACE = 1.0  # eye distances that a face may move from one frame to the next
-STILL_FACE, MOVING_FACE = 0.02, 0.2  # eye distances a frame: below the first it is smoothed most, above the second not at all
+STILL_FACE = 0.02  # A face that moves less than this, in eye distances a frame, is smoothed most.
+MOVING_FACE = 0.2  # A face that moves more than this, in eye distances a frame, is not smoothed.
 STEADIEST = 0.2  # share of the newest landmarks in a face that stands still
 
 

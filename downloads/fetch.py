@@ -66,6 +66,16 @@ def verify(path: Path, sha256: str, check: Callable[[Path], None]) -> None:
         print(f"{path.name.removesuffix('.whole')}: SHA-256 {found} (none is known to compare with)")
 
 
+def remote_size(url: str) -> str:
+    """A file's size in words, as its server tells it."""
+    try:
+        answer = requests.head(url, allow_redirects=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"})
+        answer.raise_for_status()
+        return f"{int(answer.headers['Content-Length']) / 1e6:.1f} MB"
+    except (requests.RequestException, KeyError, ValueError):
+        return "size not known: the server does not tell it now"
+
+
 def _download(address: str, path: Path, verify: Callable[[Path], None]) -> None:
     """Try up to six times to bring a file that passes `verify`; UserError with the last reason."""
     reason = ""

@@ -16,7 +16,7 @@ import numpy as np
 
 from utils import Template
 
-MODEL = Path(__file__).parent / "assets" / "face_detection_yunet_2023mar.onnx"
+MODEL = Path(__file__).parent.parent / "assets" / "face_detection_yunet_2023mar.onnx"
 MIN_SCORE = 0.5  # of YuNet, to look again: a face on its side may score as low
 SURE_SCORE = 0.925  # reached only by faces that lean by less than 45 degrees
 MIN_UPRIGHT_SCORE = 0.7  # in the second, upright looks, to be a face

@@ -1,0 +1,1 @@
+"""From the network to the disk; knows nothing of CycleGAN."""

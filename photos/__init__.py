@@ -1,0 +1,1 @@
+"""Faces in photographs and videos, and the files that these come in."""
