@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
-from photos.faces import Face, align, find_faces, paste
+from photos.crops import align, paste
+from photos.faces import Face, find_faces
 from photos.video import VIDEO_SUFFIXES, FaceSmoother, translate_video
 from training import distributed
 from utils import (

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from photos.faces import align, find_faces
+from photos.crops import align
+from photos.faces import find_faces
 from weights.foreign_pickle import ForeignFileError, read_file
 from evaluation.metrics import absolute_errors, kernel_distance, ssim, translate_in_batches
 from utils import UserError, printable, quantize, tensor_to_image

@@ -1,4 +1,4 @@
-"""Find faces, align them to the crops that a generator was trained on, and paste them back.
+"""Find faces in images, whichever way they are turned, with steady landmarks.
 
 Images are (H, W, 3) uint8 RGB arrays, upright. Positions are (x, y) in px from the image's top left corner: the centre
 of the first pixel is at (0.5, 0.5).
@@ -6,7 +6,6 @@ of the first pixel is at (0.5, 0.5).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils import Template
+from photos.geometry import for_opencv, quarter_turns_back, shift, similarity, transform, turn, warp
 
 MODEL = Path(__file__).parent.parent / "assets" / "face_detection_yunet_2023mar.onnx"
 MIN_SCORE = 0.5  # of YuNet, to look again: a face on its side may score as low
@@ -33,9 +32,6 @@ JITTER_SHIFT, JITTER_SCALE, JITTER_ANGLE = 6, 0.08, 6  # px, share and degrees, 
 LOOK_TARGET = LOOK_EYES * np.array([[-0.5, -0.56], [0.5, -0.56], [0, 0.02], [-0.41, 0.55], [0.41, 0.55]])
 MIRROR = np.array([[-1, 0, 0], [0, 1, 0], [0, 0, 1]])  # about the middle of LOOK_TARGET
 SWAPPED = [1, 0, 2, 4, 3]  # landmarks of a face in the order of its mirror image's
-MASK_INSIDE, MASK_OUTSIDE = 0.6, 0.94  # shares of the crop's half side between which a paste fades out
-FINER, FIXED_POINT = 4, 64  # a change is enlarged smoothly by this, then linearly, in this part of a grey level
-MIN_SHARE = 0.5  # of the images must show one face, for a template to mean anything
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +72,7 @@ def find_faces(image: np.ndarray, num_looks: int = NUM_LOOKS) -> list[Face]:
     for quarter_turns in range(4):  # further ones where nothing is found: YuNet may miss a face on its side
         turned = np.rot90(small, quarter_turns)
         for seen in _detect(turned):
-            seen = seen.through(_quarter_turns_back(quarter_turns, small.shape))
+            seen = seen.through(quarter_turns_back(quarter_turns, small.shape))
             if seen.eyes >= LOOK_EYES:  # large enough to be looked at in the small image
                 face = _look_again(small, seen, num_looks, to_image)
             else:
@@ -132,20 +128,11 @@ def _detect(image: np.ndarray) -> list[_Seen]:
     return found
 
 
-def _quarter_turns_back(count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The (3, 3) matrix from positions in `np.rot90(image, count)` to those in the image of this shape."""
-    height, width = shape[:2]
-    matrix = np.eye(3)
-    for side in (width, height, width)[:count][::-1]:
-        matrix = np.array([[0, -1, side], [1, 0, 0], [0, 0, 1]]) @ matrix
-    return matrix
-
-
 def _look_again(image: np.ndarray, seen: _Seen, num_looks: int, onward: np.ndarray) -> Face | None:
     """The face with steady landmarks, brought `onward` to other positions; None where a closer look shows none."""
     scale = min(1.0, CLOSE_UP * LOOK_EYES / seen.eyes)
     side = CLOSE_UP * LOOK_SIDE * 1.5  # a turned look still lies in it
-    to_close_up = _shift((side / 2, side / 2)) @ np.diag([scale, scale, 1]) @ _shift(-seen.centre)
+    to_close_up = shift((side / 2, side / 2)) @ np.diag([scale, scale, 1]) @ shift(-seen.centre)
     close_up = warp(
         image, to_close_up, (round(side), round(side)), cv2.BORDER_CONSTANT
     )  # small: the looks at it are fast
@@ -157,8 +144,8 @@ def _upright(image: np.ndarray, seen: _Seen) -> _Seen | None:
     """A face as it looks when the picture is turned so that the detector likes it best: that is when it is upright."""
     if seen.score >= SURE_SCORE:
         return seen
-    scale, middle = LOOK_EYES / seen.eyes, _shift((LOOK_SIDE / 2, LOOK_SIDE / 2))
-    views = [middle @ _turn(scale, angle) @ _shift(-seen.centre) for angle in np.radians(range(0, 360, 45))]
+    scale, middle = LOOK_EYES / seen.eyes, shift((LOOK_SIDE / 2, LOOK_SIDE / 2))
+    views = [middle @ turn(scale, angle) @ shift(-seen.centre) for angle in np.radians(range(0, 360, 45))]
     looks = [_look(image, view) for view in views]
     return max(filter(None, looks), key=lambda look: look.score, default=None)
 
@@ -176,8 +163,8 @@ def _steady(image: np.ndarray, seen: _Seen | None, num_looks: int) -> Face | Non
     for _ in range(num_looks):
         angle = np.radians(random.uniform(-JITTER_ANGLE, JITTER_ANGLE))
         scale = 1 + random.uniform(-JITTER_SCALE, JITTER_SCALE)
-        shift = LOOK_SIDE / 2 + random.uniform(-JITTER_SHIFT, JITTER_SHIFT, 2)
-        jitter, upright = _shift(shift) @ _turn(scale, angle), similarity(looks[-1][0], LOOK_TARGET)
+        centre = LOOK_SIDE / 2 + random.uniform(-JITTER_SHIFT, JITTER_SHIFT, 2)
+        jitter, upright = shift(centre) @ turn(scale, angle), similarity(looks[-1][0], LOOK_TARGET)
         plain, mirrored = _look(image, jitter @ upright), _look(image, jitter @ MIRROR @ upright)
         if plain is None or mirrored is None:
             return None
@@ -188,15 +175,9 @@ def _steady(image: np.ndarray, seen: _Seen | None, num_looks: int) -> Face | Non
     return Face(np.mean([found for found, _ in counted], axis=0), score) if score >= MIN_UPRIGHT_SCORE else None
 
 
-def _turn(scale: float, angle: float) -> np.ndarray:
-    """The (3, 3) matrix that scales and turns about (0, 0), by an angle in radians."""
-    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-
-
 def _look(image: np.ndarray, view: np.ndarray) -> _Seen | None:
     """The face in the middle of a LOOK_SIDE px wide look at an image, in px of the image; `view` leads to the look."""
-    seen = _detect(cv2.warpAffine(image, _for_opencv(view), (LOOK_SIDE, LOOK_SIDE), borderMode=cv2.BORDER_CONSTANT))
+    seen = _detect(cv2.warpAffine(image, for_opencv(view), (LOOK_SIDE, LOOK_SIDE), borderMode=cv2.BORDER_CONSTANT))
     near = [face for face in seen if np.linalg.norm(face.centre - LOOK_SIDE / 2) < LOOK_EYES]
     return max(near, key=lambda face: face.score).through(np.linalg.inv(view)) if near else None
 
@@ -204,153 +185,3 @@ def _look(image: np.ndarray, view: np.ndarray) -> _Seen | None:
 def _is_same(face: Face, other: Face) -> bool:
     distance = float(np.linalg.norm(face.landmarks.mean(axis=0) - other.landmarks.mean(axis=0)))
     return distance < min(face.eye_distance, other.eye_distance) / 2
-
-
-# --- Geometry
-
-
-def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The turn, scale and shift that brings points nearest to others in the least-squares sense (Umeyama 1991).
-
-    Args:
-        source, target: (N, 2), N >= 2 different points.
-
-    Returns:
-        (3, 3) matrix for homogeneous coordinates.
-    """
-    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
-    x, y = (source - source_mean).T
-    u, v = (target - target_mean).T
-    spread = max(float((x * x + y * y).sum()), 1e-12)
-    cos, sin = (x * u + y * v).sum() / spread, (x * v - y * u).sum() / spread
-    linear = np.array([[cos, -sin], [sin, cos]])
-    matrix = np.eye(3)
-    matrix[:2, :2], matrix[:2, 2] = linear, target_mean - linear @ source_mean
-    return matrix
-
-
-def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points (N, 2) through a (3, 3) matrix of a similarity."""
-    moved: np.ndarray = points @ matrix[:2, :2].T + matrix[:2, 2]
-    return moved
-
-
-def warp(
-    image: np.ndarray,
-    matrix: np.ndarray,
-    size: tuple[int, int],
-    border: int = cv2.BORDER_REPLICATE,
-    interpolation: int = cv2.INTER_CUBIC,
-) -> np.ndarray:
-    """An image through a similarity, without aliasing where it shrinks.
-
-    Args:
-        image: (H, W, 3) of a type that OpenCV can resize.
-        matrix: (3, 3), from the image's positions to the result's.
-        size: width and height of the result, px.
-        border, interpolation: OpenCV's modes: what lies outside the image, and how pixels are mixed.
-
-    Returns:
-        (height, width, 3), of the image's dtype.
-    """
-    corners = np.array([[0, 0], [size[0], 0], [0, size[1]], size], np.float64)
-    inverse = np.linalg.inv(matrix)
-    scale = float(np.hypot(*matrix[:2, 0]))
-    around = transform(inverse, corners)
-    margin = 2 + 2 / scale  # px of the image, for the interpolation
-    low = np.clip(np.floor(around.min(axis=0) - margin), 0, np.array(image.shape[1::-1]) - 1).astype(int)
-    high = np.clip(np.ceil(around.max(axis=0) + margin), low + 1, image.shape[1::-1]).astype(int)
-    part = image[low[1] : high[1], low[0] : high[0]]
-    matrix = matrix @ _shift(low)
-    if scale < 1:
-        shrunk = [max(1, round(side * scale)) for side in part.shape[1::-1]]
-        matrix = matrix @ np.diag([part.shape[1] / shrunk[0], part.shape[0] / shrunk[1], 1])
-        part = cv2.resize(part, shrunk, interpolation=cv2.INTER_AREA)
-    return cv2.warpAffine(part, _for_opencv(matrix), size, flags=interpolation, borderMode=border)
-
-
-def _for_opencv(matrix: np.ndarray) -> np.ndarray:
-    """A (3, 3) matrix as the (2, 3) of warpAffine, which counts from the centre of the first pixel."""
-    at_centres: np.ndarray = _shift((-0.5, -0.5)) @ matrix @ _shift((0.5, 0.5))
-    return at_centres[:2]
-
-
-def _shift(by: Iterable[float]) -> np.ndarray:
-    matrix = np.eye(3)
-    matrix[:2, 2] = [*by]
-    return matrix
-
-
-# --- Crops
-
-
-def align(image: np.ndarray, face: Face, template: Template, size: int) -> np.ndarray:
-    """The crop around a face that puts its landmarks where the template has them.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        face: a face in it; it may reach beyond the image, whose border is continued.
-        template: where the landmarks of the training images are.
-        size: side of the crop, px.
-
-    Returns:
-        (size, size, 3) uint8 RGB.
-    """
-    return warp(image, similarity(face.landmarks, np.array(template) * size), (size, size))
-
-
-def paste(image: np.ndarray, before: np.ndarray, after: np.ndarray, face: Face, template: Template) -> None:
-    """Add what has changed in a crop to the image that it was taken from, in place.
-
-    The change is brought to the image's resolution and added to it, so that the image's own detail stays, however much
-    larger than the crop the face is. `paste_mask` lets it fade out before the crop's border. Pixels outside the mask
-    are not touched, and no change changes nothing.
-
-    Args:
-        image: (H, W, 3) uint8 RGB, writable.
-        before, after: (size, size, 3), uint8 or floating point, 0 to 255: the crop of `align`, and its translation.
-        face, template: as given to `align`.
-    """
-    size = len(before)
-    change = (after.astype(np.float32) - before) * (paste_mask(size)[..., None] * FIXED_POINT)
-    fine = cv2.resize(change, (FINER * size, FINER * size), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-    to_image = np.linalg.inv(similarity(face.landmarks, np.array(template) * size))
-    corners = transform(to_image, np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float64))
-    low = np.clip(np.floor(corners.min(axis=0)), 0, image.shape[1::-1]).astype(int)
-    high = np.clip(np.ceil(corners.max(axis=0)), 0, image.shape[1::-1]).astype(int)
-    if (high <= low).any():
-        return
-    part = image[low[1] : high[1], low[0] : high[0]]
-    width, height = (high - low).tolist()
-    view = _shift(-low) @ to_image @ np.diag([1 / FINER, 1 / FINER, 1])
-    moved = warp(fine, view, (width, height), cv2.BORDER_CONSTANT, cv2.INTER_LINEAR)
-    part[:] = cv2.addWeighted(part, 1, moved, 1 / FIXED_POINT, 0, dtype=cv2.CV_8U)  # rounds and clips
-
-
-@cache
-def paste_mask(size: int) -> np.ndarray:
-    """How much of a crop is pasted, (size, size) float32: 1 in a rounded square, fading to 0 before the border."""
-    across = np.abs((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1)
-    radius = (across[:, None] ** 4 + across[None] ** 4) ** 0.25
-    fade = np.clip((MASK_OUTSIDE - radius) / (MASK_OUTSIDE - MASK_INSIDE), 0, 1)
-    mask: np.ndarray = fade * fade * (3 - 2 * fade)
-    return mask
-
-
-def measure_template(images: Iterable[np.ndarray]) -> Template | None:
-    """Where the landmarks are in images that are cropped alike: their median, as shares of the side.
-
-    Args:
-        images: square, (size, size, 3) uint8 RGB.
-
-    Returns:
-        Five (x, y); None where fewer than MIN_SHARE of the images show exactly one face: they are not of faces.
-    """
-    positions = []
-    for image in images:
-        faces = find_faces(image, num_looks=2)
-        positions.append(faces[0].landmarks / len(image) if len(faces) == 1 else None)
-    found = [position for position in positions if position is not None]
-    if not found or len(found) < MIN_SHARE * len(positions):
-        return None
-    return tuple((round(float(x), 4), round(float(y), 4)) for x, y in np.median(found, axis=0))

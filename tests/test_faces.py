@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from dataset import DEMO_ZIP
-from photos.faces import Face, align, find_faces, measure_template, paste, paste_mask, similarity, transform
+from photos.crops import align, measure_template, paste, paste_mask
+from photos.faces import Face, find_faces
+from photos.geometry import similarity, transform
 from utils import Template
 
 TEMPLATE: Template = ((0.36, 0.45), (0.64, 0.45), (0.5, 0.6), (0.4, 0.72), (0.6, 0.72))

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from config import Config, to_dict
 from dataset import DEMO_ZIP
 from generator_model import Generator
-from photos.faces import find_faces, measure_template
+from photos.crops import measure_template
+from photos.faces import find_faces
 from translate import LABEL, Translator, find_jobs, load_translator, main, open_photo, read_photo, write_photo
 from utils import UserError
 from weights.load import export_weights, load_weights
