@@ -23,7 +23,6 @@ from dataset import find_images, load_views
 from evaluation.metrics import Estimate, absolute_errors, bootstrap, kernel_distance, ssim, translate_in_batches
 from evaluation.scorers import (
     DomainJudge,
-    Examiner,
     Features,
     IdentityJudge,
     frechet_distance,
@@ -32,6 +31,7 @@ from evaluation.scorers import (
     looks_like_b,
     train_domain_judge,
 )
+from evaluation.validation import Examiner
 from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoints
 from utils import UserError, atomic_write, command, image_grid, pick_device, printable, tensor_to_image
 from weights.load import OTHER, Direction, Weights, load_weights

@@ -38,7 +38,7 @@ from dataset import (
     unpack_demo_faces,
 )
 from evaluation.metrics import paired_report, translate_in_batches
-from evaluation.scorers import Examiner
+from evaluation.validation import Examiner
 from training import distributed
 from training.checkpoint import lock_run
 from training.diff_augment import diff_augment

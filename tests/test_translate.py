@@ -21,7 +21,8 @@ from dataset import DEMO_ZIP
 from generator_model import Generator
 from photos.crops import measure_template
 from photos.faces import find_faces
-from translate import LABEL, Translator, find_jobs, load_translator, main, open_photo, read_photo, write_photo
+from photos.photo import LABEL, open_photo, read_photo, write_photo
+from translate import Translator, find_jobs, load_translator, main
 from utils import UserError
 from weights.load import export_weights, load_weights
 from weights.safetensors_file import write_generators

@@ -12,8 +12,9 @@ import pytest
 from test_translate import TEMPLATE, Brighter, photograph
 
 from photos.faces import Face
+from photos.photo import write_photo
 from photos.video import FaceSmoother, translate_video
-from translate import Translator, translate_files, write_photo
+from translate import Translator, translate_files
 from utils import UserError
 
 av = pytest.importorskip("av", reason="PyAV is in requirements-extra.txt")
