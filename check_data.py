@@ -79,7 +79,7 @@ def inspect(item: ClassCheck) -> ClassCheck:
         item.digests.append(hashlib.sha256(file.read_bytes()).hexdigest())
         item.thumbnails.append(thumbnail(image))
         if index in look_for_faces:
-            item.faces[len(find_faces(np.asarray(image), num_looks=2))] += 1
+            item.faces[len(find_faces(np.asarray(image), num_passes=2))] += 1
     return item
 
 

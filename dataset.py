@@ -129,7 +129,7 @@ def scan_folder(path: Path) -> ImageFolder:
     files: list[Path] = []
     left_out: list[tuple[Path, str]] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on size and odd metadata: read_image judges for itself
+        warnings.simplefilter("ignore")  # Pillow's remarks on size and odd metadata: read_image scorers for itself
         for file in visible_files(path):
             reason = _why_unusable(file)
             if reason is None:
@@ -320,16 +320,16 @@ def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def load_view(file: Path, image_size: int) -> np.ndarray:
+def load_image(file: Path, image_size: int) -> np.ndarray:
     """An image without augmentation: resized and centre cropped, (image_size, image_size, 3) uint8."""
     view = A.Compose([resize_short_side(image_size), A.CenterCrop(image_size, image_size, p=1.0)])
     pixels: np.ndarray = view(image=np.array(read_image(file)))["image"]
     return pixels
 
 
-def load_views(files: Sequence[Path], image_size: int) -> Tensor:
-    """Images as `load_view` gives them, as one batch (N, 3, image_size, image_size) float32 in [-1, 1]."""
-    return torch.stack([image_to_tensor(load_view(file, image_size)) for file in files])
+def load_images(files: Sequence[Path], image_size: int) -> Tensor:
+    """Images as `load_image` gives them, as one batch (N, 3, image_size, image_size) float32 in [-1, 1]."""
+    return torch.stack([image_to_tensor(load_image(file, image_size)) for file in files])
 
 
 def measure_faces(*groups: Sequence[Path]) -> Template | None:
@@ -340,7 +340,7 @@ def measure_faces(*groups: Sequence[Path]) -> Template | None:
     """
     share = max(1, TEMPLATE_IMAGES // len(groups))
     files = [file for group in groups for file in group[:: max(1, len(group) // share)][:share]]
-    return measure_template(load_view(file, TEMPLATE_SIDE) for file in files)
+    return measure_template(load_image(file, TEMPLATE_SIDE) for file in files)
 
 
 def unpack_demo_faces(target: Path) -> None:

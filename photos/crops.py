@@ -81,7 +81,7 @@ def measure_template(images: Iterable[np.ndarray]) -> Template | None:
     """
     positions = []
     for image in images:
-        faces = find_faces(image, num_looks=2)
+        faces = find_faces(image, num_passes=2)
         positions.append(faces[0].landmarks / len(image) if len(faces) == 1 else None)
     found = [position for position in positions if position is not None]
     if not found or len(found) < MIN_SHARE * len(positions):

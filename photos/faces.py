@@ -16,22 +16,25 @@ import numpy as np
 from photos.geometry import for_opencv, quarter_turns_back, shift, similarity, transform, turn, warp
 
 MODEL = Path(__file__).parent.parent / "assets" / "face_detection_yunet_2023mar.onnx"
-MIN_SCORE = 0.5  # of YuNet, to look again: a face on its side may score as low
-SURE_SCORE = 0.925  # reached only by faces that lean by less than 45 degrees
-MIN_UPRIGHT_SCORE = 0.7  # in the second, upright looks, to be a face
-MAX_OVERLAP = 0.3  # of two boxes, area of the intersection over that of the union
-DETECTION_SIDE = 640  # px; the long side of what faces are looked for in
-MIN_DETECTION_SIDE = 16  # px; no face can be found in less
-MIN_INPUT_SIDE = 64  # px; with less OpenCV's YuNet reads memory that nobody wrote to: faces of 1e30 px
-EYES_IN_BOX = 0.45  # distance of the eyes over the mean side of the detector's box, roughly
-LOOK_SIDE, LOOK_EYES = 160, 44  # px; the second look at a face: side, and distance of the eyes in it
-CLOSE_UP = 1.5  # resolution of the close-up that looks are taken from, in that of a look
-NUM_LOOKS = 4  # slightly different looks whose mean steadies the landmarks
-JITTER_SHIFT, JITTER_SCALE, JITTER_ANGLE = 6, 0.08, 6  # px, share and degrees, up to which looks differ
-# Where landmarks are in a look, from its middle: the proportions of a face, in eye distances.
-LOOK_TARGET = LOOK_EYES * np.array([[-0.5, -0.56], [0.5, -0.56], [0, 0.02], [-0.41, 0.55], [0.41, 0.55]])
-MIRROR = np.array([[-1, 0, 0], [0, 1, 0], [0, 0, 1]])  # about the middle of LOOK_TARGET
-SWAPPED = [1, 0, 2, 4, 3]  # landmarks of a face in the order of its mirror image's
+MIN_SCORE = 0.5  # YuNet's first pass accepts scores from here: a face on its side may score this low.
+SURE_SCORE = 0.925  # Only faces that lean by less than 45 degrees score this high.
+MIN_UPRIGHT_SCORE = 0.7  # The later, upright passes must score this high on average to confirm a face.
+MAX_OVERLAP = 0.3  # Boxes that overlap more than this (intersection over union) are one face.
+DETECTION_SIDE = 640  # The first pass runs on an image whose long side has at most this many px.
+MIN_DETECTION_SIDE = 16  # No face can be found in an image with a shorter side than this, px.
+MIN_INPUT_SIDE = 64  # Smaller inputs are padded to this, px: OpenCV's YuNet reads uninitialised memory for them.
+EYES_IN_BOX = 0.45  # The eyes are roughly this far apart, as a fraction of the mean side of the detector's box.
+WINDOW_SIDE = 160  # The later passes run on a window around a face with this side, px.
+WINDOW_EYES = 44  # The eyes in that window are this far apart, px.
+CLOSE_UP = 1.5  # Windows are cut from a close-up that is this much finer than they are.
+NUM_PASSES = 4  # The mean over this many slightly different windows steadies the landmarks.
+JITTER_SHIFT = 6  # Windows are shifted by up to this, px,
+JITTER_SCALE = 0.08  # scaled by up to this fraction,
+JITTER_ANGLE = 6  # and turned by up to this, degrees.
+# Where landmarks lie in a window, from its centre: the proportions of a face, in eye distances.
+WINDOW_TARGET = WINDOW_EYES * np.array([[-0.5, -0.56], [0.5, -0.56], [0, 0.02], [-0.41, 0.55], [0.41, 0.55]])
+MIRROR = np.array([[-1, 0, 0], [0, 1, 0], [0, 0, 1]])  # This mirrors a window about its centre.
+SWAPPED = [1, 0, 2, 4, 3]  # A mirrored face's landmarks in the order of the original's.
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +42,9 @@ class Face:
     """Where a face is.
 
     Attributes:
-        landmarks: (5, 2) float64, px: eye, eye, tip of the nose, mouth corner, mouth corner; of two, the one that is on
-            the left when the face is upright comes first.
-        score: how sure the detector was, 0 to 1.
+        landmarks: (5, 2) float64, px: eye, eye, tip of the nose, mouth corner, mouth corner; of each pair, the one on
+            the left of the upright face comes first.
+        score: the detector's confidence, 0 to 1.
     """
 
     landmarks: np.ndarray
@@ -53,30 +56,29 @@ class Face:
         return float(np.linalg.norm(self.landmarks[1] - self.landmarks[0]))
 
 
-def find_faces(image: np.ndarray, num_looks: int = NUM_LOOKS) -> list[Face]:
+def find_faces(image: np.ndarray, num_passes: int = NUM_PASSES) -> list[Face]:
     """The faces in an image, the largest first, whichever way they are turned in the plane.
 
-    Each face is looked at again, upright and several times slightly differently, and the mean of the landmarks is
-    taken: YuNet's own jump when the image is shifted by a pixel, and are wrong where a face leans by
-    more than 45 degrees.
+    Each face is detected again, upright, in several slightly different windows, and the landmarks are averaged: YuNet's
+    own jump when the image shifts by a pixel, and are wrong where a face leans by more than 45 degrees.
 
     Args:
         image: (H, W, 3) uint8 RGB, of any size.
-        num_looks: how often each face is looked at again; fewer do where no single face matters.
+        num_passes: how often each face is detected again; fewer are enough where no single face matters.
     """
     scale = min(1.0, DETECTION_SIDE / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    small = cv2.resize(image, size) if scale < 1 else image  # not smoothed: the detector does not mind
+    small = cv2.resize(image, size) if scale < 1 else image  # aliasing does not bother the detector
     to_image = np.diag([image.shape[1] / size[0], image.shape[0] / size[1], 1])
     faces: list[Face] = []
-    for quarter_turns in range(4):  # further ones where nothing is found: YuNet may miss a face on its side
+    for quarter_turns in range(4):  # stops at the first turn that shows a face: YuNet may miss a face on its side
         turned = np.rot90(small, quarter_turns)
-        for seen in _detect(turned):
-            seen = seen.through(quarter_turns_back(quarter_turns, small.shape))
-            if seen.eyes >= LOOK_EYES:  # large enough to be looked at in the small image
-                face = _look_again(small, seen, num_looks, to_image)
+        for found in _detect(turned):
+            detection = found.through(quarter_turns_back(quarter_turns, small.shape))
+            if detection.eyes >= WINDOW_EYES:  # the small image has enough detail
+                face = _refine(small, detection, num_passes, to_image)
             else:
-                face = _look_again(image, seen.through(to_image), num_looks, np.eye(3))
+                face = _refine(image, detection.through(to_image), num_passes, np.eye(3))
             if face and not any(_is_same(face, other) for other in faces):
                 faces.append(face)
         if faces:
@@ -85,8 +87,8 @@ def find_faces(image: np.ndarray, num_looks: int = NUM_LOOKS) -> list[Face]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """What one pass of the detector says of a face: its landmarks, and the centre and mean side of its box, px."""
+class _Detection:
+    """What one pass of the detector says about a face: its landmarks, and the centre and mean side of its box, px."""
 
     landmarks: np.ndarray
     centre: np.ndarray
@@ -95,23 +97,23 @@ class _Seen:
 
     @property
     def eyes(self) -> float:
-        """Rough distance of the eyes, px, which does not depend on the landmarks."""
+        """Rough distance between the eyes, px, which does not depend on the landmarks."""
         return EYES_IN_BOX * self.side
 
-    def through(self, matrix: np.ndarray) -> _Seen:
-        """The same in the positions of another picture."""
+    def through(self, matrix: np.ndarray) -> _Detection:
+        """The same face in another image's coordinates."""
         scale = float(np.hypot(*matrix[:2, 0]))
         centre = transform(matrix, self.centre[None])[0]
-        return _Seen(transform(matrix, self.landmarks), centre, self.side * scale, self.score)
+        return _Detection(transform(matrix, self.landmarks), centre, self.side * scale, self.score)
 
 
 @cache
 def _detector() -> cv2.FaceDetectorYN:
-    cv2.setNumThreads(1)  # more do not help on images this small, and do not survive a fork
-    return cv2.FaceDetectorYN.create(str(MODEL), "", (LOOK_SIDE, LOOK_SIDE), MIN_SCORE, MAX_OVERLAP)
+    cv2.setNumThreads(1)  # more threads do not help on images this small, and do not survive a fork
+    return cv2.FaceDetectorYN.create(str(MODEL), "", (WINDOW_SIDE, WINDOW_SIDE), MIN_SCORE, MAX_OVERLAP)
 
 
-def _detect(image: np.ndarray) -> list[_Seen]:
+def _detect(image: np.ndarray) -> list[_Detection]:
     """One pass of YuNet over an image as it is."""
     height, width = image.shape[:2]
     if min(height, width) < MIN_DETECTION_SIDE:
@@ -121,67 +123,68 @@ def _detect(image: np.ndarray) -> list[_Seen]:
     detector = _detector()
     detector.setInputSize((padded.shape[1], padded.shape[0]))
     _, rows = detector.detect(padded)
-    found = []
+    detections = []
     for row in [] if rows is None else rows.astype(np.float64):
         (x, y, w, h), landmarks, score = row[:4], row[4:14].reshape(5, 2), float(row[14])
-        found.append(_Seen(landmarks, np.array([x + w / 2, y + h / 2]), float(np.sqrt(w * h)), score))
-    return found
+        detections.append(_Detection(landmarks, np.array([x + w / 2, y + h / 2]), float(np.sqrt(w * h)), score))
+    return detections
 
 
-def _look_again(image: np.ndarray, seen: _Seen, num_looks: int, onward: np.ndarray) -> Face | None:
-    """The face with steady landmarks, brought `onward` to other positions; None where a closer look shows none."""
-    scale = min(1.0, CLOSE_UP * LOOK_EYES / seen.eyes)
-    side = CLOSE_UP * LOOK_SIDE * 1.5  # a turned look still lies in it
-    to_close_up = shift((side / 2, side / 2)) @ np.diag([scale, scale, 1]) @ shift(-seen.centre)
-    close_up = warp(
-        image, to_close_up, (round(side), round(side)), cv2.BORDER_CONSTANT
-    )  # small: the looks at it are fast
-    face = _steady(close_up, _upright(close_up, seen.through(to_close_up)), num_looks)
+def _refine(image: np.ndarray, detection: _Detection, num_passes: int, onward: np.ndarray) -> Face | None:
+    """The face with steady landmarks, in the coordinates that `onward` leads to; None where later passes find none."""
+    scale = min(1.0, CLOSE_UP * WINDOW_EYES / detection.eyes)
+    side = round(CLOSE_UP * WINDOW_SIDE * 1.5)  # a window still fits when it is turned
+    to_close_up = shift((side / 2, side / 2)) @ np.diag([scale, scale, 1]) @ shift(-detection.centre)
+    close_up = warp(image, to_close_up, (side, side), cv2.BORDER_CONSTANT)  # small, so that the passes are fast
+    face = _average_passes(close_up, _upright(close_up, detection.through(to_close_up)), num_passes)
     return Face(transform(onward @ np.linalg.inv(to_close_up), face.landmarks), face.score) if face else None
 
 
-def _upright(image: np.ndarray, seen: _Seen) -> _Seen | None:
-    """A face as it looks when the picture is turned so that the detector likes it best: that is when it is upright."""
-    if seen.score >= SURE_SCORE:
-        return seen
-    scale, middle = LOOK_EYES / seen.eyes, shift((LOOK_SIDE / 2, LOOK_SIDE / 2))
-    views = [middle @ turn(scale, angle) @ shift(-seen.centre) for angle in np.radians(range(0, 360, 45))]
-    looks = [_look(image, view) for view in views]
-    return max(filter(None, looks), key=lambda look: look.score, default=None)
+def _upright(image: np.ndarray, detection: _Detection) -> _Detection | None:
+    """The detection that scores highest in eight windows, each turned by 45 degrees: there the face is upright."""
+    if detection.score >= SURE_SCORE:
+        return detection
+    scale, centre = WINDOW_EYES / detection.eyes, shift((WINDOW_SIDE / 2, WINDOW_SIDE / 2))
+    windows = [centre @ turn(scale, angle) @ shift(-detection.centre) for angle in np.radians(range(0, 360, 45))]
+    detections = [_detect_in_window(image, window) for window in windows]
+    return max(filter(None, detections), key=lambda found: found.score, default=None)
 
 
-def _steady(image: np.ndarray, seen: _Seen | None, num_looks: int) -> Face | None:
-    """The mean of several upright looks at a face; None where one of them shows none.
+def _average_passes(image: np.ndarray, detection: _Detection | None, num_passes: int) -> Face | None:
+    """The mean of several upright detections of a face; None where one of them fails.
 
-    Each look is taken twice, the second time mirrored, since YuNet sees a tilt in faces that have none. It also sees
-    only part of a tilt that they have: hence each look is upright by what the one before has found.
+    Each pass runs twice, the second time mirrored, because YuNet sees a tilt in faces that have none. It also sees only
+    part of a tilt that they have, so each window is made upright by the landmarks of the pass before.
     """
-    if seen is None:
+    if detection is None:
         return None
     random = np.random.default_rng(0)  # the same image gives the same faces
-    looks = [(seen.landmarks, 0.0)]
-    for _ in range(num_looks):
+    passes = [(detection.landmarks, 0.0)]
+    for _ in range(num_passes):
         angle = np.radians(random.uniform(-JITTER_ANGLE, JITTER_ANGLE))
         scale = 1 + random.uniform(-JITTER_SCALE, JITTER_SCALE)
-        centre = LOOK_SIDE / 2 + random.uniform(-JITTER_SHIFT, JITTER_SHIFT, 2)
-        jitter, upright = shift(centre) @ turn(scale, angle), similarity(looks[-1][0], LOOK_TARGET)
-        plain, mirrored = _look(image, jitter @ upright), _look(image, jitter @ MIRROR @ upright)
+        centre = WINDOW_SIDE / 2 + random.uniform(-JITTER_SHIFT, JITTER_SHIFT, 2)
+        jitter, upright = shift(centre) @ turn(scale, angle), similarity(passes[-1][0], WINDOW_TARGET)
+        plain = _detect_in_window(image, jitter @ upright)
+        mirrored = _detect_in_window(image, jitter @ MIRROR @ upright)
         if plain is None or mirrored is None:
             return None
         landmarks = (plain.landmarks + mirrored.landmarks[SWAPPED]) / 2
-        looks.append((landmarks, (plain.score + mirrored.score) / 2))
-    counted = looks[1:] if len(looks) == 2 else looks[2:]  # the first ones are not yet upright
+        passes.append((landmarks, (plain.score + mirrored.score) / 2))
+    counted = passes[1:] if len(passes) == 2 else passes[2:]  # the first windows are not yet upright
     score = float(np.mean([score for _, score in counted]))
     return Face(np.mean([found for found, _ in counted], axis=0), score) if score >= MIN_UPRIGHT_SCORE else None
 
 
-def _look(image: np.ndarray, view: np.ndarray) -> _Seen | None:
-    """The face in the middle of a LOOK_SIDE px wide look at an image, in px of the image; `view` leads to the look."""
-    seen = _detect(cv2.warpAffine(image, for_opencv(view), (LOOK_SIDE, LOOK_SIDE), borderMode=cv2.BORDER_CONSTANT))
-    near = [face for face in seen if np.linalg.norm(face.centre - LOOK_SIDE / 2) < LOOK_EYES]
-    return max(near, key=lambda face: face.score).through(np.linalg.inv(view)) if near else None
+def _detect_in_window(image: np.ndarray, to_window: np.ndarray) -> _Detection | None:
+    """The face in the middle of a window, in the image's coordinates; `to_window` leads from the image to it."""
+    size = (WINDOW_SIDE, WINDOW_SIDE)
+    detections = _detect(cv2.warpAffine(image, for_opencv(to_window), size, borderMode=cv2.BORDER_CONSTANT))
+    near = [found for found in detections if np.linalg.norm(found.centre - WINDOW_SIDE / 2) < WINDOW_EYES]
+    return max(near, key=lambda found: found.score).through(np.linalg.inv(to_window)) if near else None
 
 
 def _is_same(face: Face, other: Face) -> bool:
+    """Whether two faces are closer than half the smaller one's eye distance."""
     distance = float(np.linalg.norm(face.landmarks.mean(axis=0) - other.landmarks.mean(axis=0)))
     return distance < min(face.eye_distance, other.eye_distance) / 2

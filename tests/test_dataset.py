@@ -24,7 +24,7 @@ from dataset import (
     build_augmentation,
     build_loader,
     find_images,
-    load_views,
+    load_images,
     scan_folder,
     training_images,
     unpack_demo_faces,
@@ -162,7 +162,7 @@ def test_two_workers_and_two_epochs_never_share_augmentation(tiny: Tiny, data_di
 def test_an_epoch_shows_the_larger_folder_once_with_partners_fresh_every_epoch(tiny: Tiny, data_dir: Path) -> None:
     config = tiny(flip_prob=0.0, resize_scale=1.0)
     images = build(config)
-    views = [load_views(files, 32) for files in (images.files_a, images.files_b)]
+    views = [load_images(files, 32) for files in (images.files_a, images.files_b)]
 
     def which(x: torch.Tensor, domain: int) -> int:
         return int((views[domain] - normalize(x)).abs().sum((1, 2, 3)).argmin())
@@ -227,7 +227,7 @@ def test_shrinking_averages_instead_of_aliasing() -> None:
     stripes = Image.fromarray((np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
     buffer = io.BytesIO()
     stripes.save(buffer, "PNG")
-    shrunk = load_views([buffer], 32)  # type: ignore[list-item]
+    shrunk = load_images([buffer], 32)  # type: ignore[list-item]
     assert shrunk.abs().max() < 0.02
 
 
@@ -235,7 +235,7 @@ def test_views_keep_the_aspect_and_take_the_centre(tmp_path: Path) -> None:
     wide = Image.new("RGB", (90, 30), "red")
     wide.paste("white", (30, 0, 60, 30))
     wide.save(tmp_path / "wide.png")
-    assert (load_views([tmp_path / "wide.png"], 60)[0, :, :, 1:-1] > 0.99).all()
+    assert (load_images([tmp_path / "wide.png"], 60)[0, :, :, 1:-1] > 0.99).all()
 
 
 # --- Demo faces

@@ -96,7 +96,7 @@ def train_some_steps(config: Config, rows: slice, path: Path | None = None) -> C
 
 def train_as_rank(rank: int, port: int, config: Config, folder: Path) -> None:
     os.environ |= as_one_of(rank, 2, port)
-    with distributed.connected(CPU):
+    with distributed.process_group(CPU):
         train_some_steps(config, slice(rank, rank + 1), folder / f"{rank}.pt")
         assert distributed.all_equal(3)
         assert not distributed.all_equal(rank)

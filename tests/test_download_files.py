@@ -269,7 +269,7 @@ def test_addresses_that_lead_nowhere_are_told(url: str, tmp_path: Path, capsys: 
 
 
 def test_two_downloads_into_one_folder_are_one_too_many(tmp_path: Path) -> None:
-    with download_files.workshop(tmp_path):
+    with download_files.staging_folder(tmp_path):
         arguments = ["--dataset", "--url", str(tmp_path), "--root", str(tmp_path)]
         done = subprocess.run(
             [sys.executable, str(ROOT / "download_files.py"), *arguments], capture_output=True, text=True
@@ -279,8 +279,13 @@ def test_two_downloads_into_one_folder_are_one_too_many(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+<<<<<<< HEAD
     (tmp_path / "staging" / "unpacked" / "train").mkdir(parents=True)
     with download_files.workshop(tmp_path) as folder:
+=======
+    (tmp_path / "downloads" / "unpacked" / "train").mkdir(parents=True)
+    with download_files.staging_folder(tmp_path) as folder:
+>>>>>>> 944a32a (The field's words for names: classifier, embedder, scorers, validation, symptoms, staging folder, process group)
         assert not (folder / "unpacked").exists()
     assert not folder.exists()
 

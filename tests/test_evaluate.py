@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import evaluate
-from evaluate import Domain, Judges, main
-from evaluation.scorers import train_domain_judge
+from evaluate import Domain, Scorers, main
+from evaluation.scorers import train_domain_classifier
 
 
 class Shift(nn.Module):
@@ -38,9 +38,9 @@ def dark_and_bright() -> tuple[Domain, Domain]:
 
 
 @pytest.fixture(scope="module")
-def judges() -> Judges:
+def scorers() -> Scorers:
     dark, bright = dark_and_bright()
-    return Judges(*train_domain_judge(dark.train, bright.train))
+    return Scorers(*train_domain_classifier(dark.train, bright.train))
 
 
 def mean_colour(images: Tensor) -> np.ndarray:
@@ -48,11 +48,11 @@ def mean_colour(images: Tensor) -> np.ndarray:
     return colours
 
 
-def test_a_perfect_model_is_found_to_be_one(judges: Judges) -> None:
+def test_a_perfect_model_is_found_to_be_one(scorers: Scorers) -> None:
     dark, bright = dark_and_bright()
-    rows, picture = evaluate.evaluate({"ab": Shift(0.8), "ba": Shift(-0.8)}, "ab", dark, bright, judges, paired=True)
+    rows, picture = evaluate.evaluate({"ab": Shift(0.8), "ba": Shift(-0.8)}, "ab", dark, bright, scorers, paired=True)
     model, nothing, real = rows["this model"], rows["no change"], rows["real against real"]
-    assert judges.domain_accuracy == 1
+    assert scorers.domain_accuracy == 1
     assert (model["domain"].value, nothing["domain"].value, real["domain"].value) == (1, 0, 1)
     assert model["truth_l1"].value == pytest.approx(0, abs=1e-6)
     assert nothing["truth_l1"].value == pytest.approx(0.4, abs=1e-6)
@@ -62,18 +62,18 @@ def test_a_perfect_model_is_found_to_be_one(judges: Judges) -> None:
     assert picture.shape[0] == 3
 
 
-def test_a_model_that_does_nothing_equals_no_change(judges: Judges) -> None:
+def test_a_model_that_does_nothing_equals_no_change(scorers: Scorers) -> None:
     dark, bright = dark_and_bright()
-    rows, _ = evaluate.evaluate({"ab": Shift(0), "ba": Shift(0)}, "ba", bright, dark, judges, paired=False)
+    rows, _ = evaluate.evaluate({"ab": Shift(0), "ba": Shift(0)}, "ba", bright, dark, scorers, paired=False)
     for column, estimate in rows["no change"].items():
         assert rows["this model"][column] == estimate
     assert rows["this model"]["domain"].value == 0
     assert "truth_l1" not in rows["this model"]
 
 
-def test_a_stand_in_for_inception_is_judged_by_and_named_as_told(judges: Judges) -> None:
+def test_a_stand_in_for_inception_is_judged_by_and_named_as_told(scorers: Scorers) -> None:
     dark, bright = dark_and_bright()
-    with_features = Judges(judges.domain, judges.domain_accuracy, features=mean_colour, features_name="mean colour")
+    with_features = Scorers(scorers.domain, scorers.domain_accuracy, features=mean_colour, features_name="mean colour")
     rows, _ = evaluate.evaluate({"ab": Shift(0.8), "ba": Shift(0)}, "ab", dark, bright, with_features, paired=False)
     assert rows["this model"]["kid"].value < 0.01 < rows["no change"]["kid"].value
     table = evaluate.as_markdown("dark to bright", rows, with_features.features_name)

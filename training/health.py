@@ -24,7 +24,7 @@ HIDDEN = 3.0  # fine change over rough change above this, while the way back is 
 
 
 @dataclass(frozen=True)
-class Sign:
+class Symptom:
     """One sign: its name, what is seen, and what to do."""
 
     name: str
@@ -45,7 +45,7 @@ def check_finite(means: Mapping[str, float], step: int) -> None:
         )
 
 
-def signs_in_losses(rows: Sequence[Mapping[str, float]]) -> Iterator[Sign]:
+def symptoms_in_losses(rows: Sequence[Mapping[str, float]]) -> Iterator[Symptom]:
     """What the newest rows of metrics.csv say; nothing before there are WINDOW of them."""
     newest = rows[-WINDOW:]
     if len(newest) < WINDOW:
@@ -53,21 +53,21 @@ def signs_in_losses(rows: Sequence[Mapping[str, float]]) -> Iterator[Sign]:
     for domain in "ab":
         highest = max(row[f"loss/disc_{domain}"] for row in newest)
         if highest < WON:
-            yield Sign(
+            yield Symptom(
                 f"disc_{domain} has won",
                 f"the discriminator of domain {domain} is never wrong (loss {highest:.4f}), which teaches nothing",
                 "try --diff-augment geometry or --spectral-norm, and look for a difference that gives all images away",
             )
     totals = [row["loss/gen"] for row in newest]
     if max(totals) - min(totals) <= STILL * abs(sum(totals) / WINDOW):
-        yield Sign(
+        yield Symptom(
             "losses stand still",
             f"the generators' loss has stayed at {totals[-1]:.4f} over {WINDOW} rows",
             "look at grad_norm/gen: if it is 0, begin again with another --seed or a lower --learning-rate",
         )
 
 
-def signs_in_images(direction: str, real: Tensor, fake: Tensor, rec: Tensor, progress: float) -> Iterator[Sign]:
+def symptoms_in_images(direction: str, real: Tensor, fake: Tensor, rec: Tensor, progress: float) -> Iterator[Symptom]:
     """What sample images say.
 
     Args:
@@ -81,26 +81,26 @@ def signs_in_images(direction: str, real: Tensor, fake: Tensor, rec: Tensor, pro
     size = change.abs().mean().item() / 2  # of images in [0, 1]
     if size < SAME:
         if progress >= UNCHANGED_SHARE:
-            yield Sign(
+            yield Symptom(
                 f"{direction} does nothing",
                 f"translations {direction} equal their inputs (mean change {size:.4f})",
                 "try --lambda-cycle 5 --lambda-identity 0, or train longer",
             )
         return
     if len(real) > 1 and _spread(fake) < ALIKE * _spread(real):
-        yield Sign(
+        yield Symptom(
             f"{direction} has collapsed",
             f"translations {direction} all look alike",
             "go back to an earlier checkpoint with a lower --learning-rate, or raise --lambda-cycle",
         )
     elif _correlation(rough_real, rough_real + rough) < INVERTED:
-        yield Sign(
+        yield Symptom(
             f"{direction} inverts",
             f"translations {direction} turn dark into bright or colours into their opposites",
             "begin again with another --seed; --global-skip and --lambda-identity 0.5 keep colours in place",
         )
     elif fine.abs().mean() > HIDDEN * rough.abs().mean() and (rec - real).abs().mean() < change.abs().mean() / 2:
-        yield Sign(
+        yield Symptom(
             f"{direction} hides its input",
             f"translations {direction} change in fine noise only, from which the way back is read",
             "lower --lambda-cycle, so that the way back need not be exact",

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from config import Config, to_dict
@@ -163,3 +168,25 @@ def _state_of_this_process(saved: dict[str, Any]) -> dict[str, Any]:
             "resume with torchrun --nproc-per-node, or start afresh with --run-name"
         )
     return dict(states[distributed.rank()])
+
+
+@contextmanager
+def stop_requests(second_ends: bool = True) -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM append their number to, instead of ending the process.
+
+    A second one ends it, unless `second_ends` is false: where a supervisor repeats signals and kills who does not stop.
+    """
+    requests: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if requests and second_ends:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        requests.append(number)
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

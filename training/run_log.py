@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from config import Config, to_dict
 from training import distributed
-from training.health import WINDOW, Sign, signs_in_images, signs_in_losses
+from training.health import WINDOW, Symptom, symptoms_in_images, symptoms_in_losses
 from utils import atomic_write, image_grid, quantize, tensor_to_image
 
 
@@ -42,7 +42,7 @@ class RunLog:
         self.since = time.perf_counter()
         self.tensorboard = SummaryWriter(str(run_dir), purge_step=step + 1)
         self.tensorboard.add_text("config", f"```json\n{json.dumps(to_dict(config), indent=2)}\n```", step)
-        self._forget_metrics_after(step)
+        self._drop_metrics_after(step)
         self.bar = tqdm(total=num_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
     def __enter__(self) -> RunLog:
@@ -72,7 +72,7 @@ class RunLog:
         self._append_metrics({"step": step, **row})
         self._show(step, row)
         self.newest_rows = [*self.newest_rows[1 - WINDOW :], row]
-        self._warn(step, signs_in_losses(self.newest_rows))
+        self._warn(step, symptoms_in_losses(self.newest_rows))
         return row
 
     def sample(self, step: int, views: Sequence[Tensor]) -> Path:
@@ -87,7 +87,7 @@ class RunLog:
         """
         for direction, images in (("ab", views[:3]), ("ba", views[3:])):
             real, fake, rec = (image.float() for image in images)
-            self._warn(step, signs_in_images(self.names[direction], real, fake, rec, step / self.num_steps))
+            self._warn(step, symptoms_in_images(self.names[direction], real, fake, rec, step / self.num_steps))
         grid = image_grid(views)
         path = self.run_dir / "samples" / f"step_{step:08d}.png"
         with atomic_write(path) as file:
@@ -101,7 +101,7 @@ class RunLog:
             self.tensorboard.add_scalar(f"evaluation/{name}", value, step)
         self.say(f"evaluation after step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
 
-    def _warn(self, step: int, signs: Iterable[Sign]) -> None:
+    def _warn(self, step: int, signs: Iterable[Symptom]) -> None:
         """Tell of each sign once in a run, on the terminal and in TensorBoard."""
         for sign in signs:
             if sign.name not in self.warned:
@@ -135,7 +135,7 @@ class RunLog:
                 writer.writeheader()
             writer.writerow(row)
 
-    def _forget_metrics_after(self, step: int) -> None:
+    def _drop_metrics_after(self, step: int) -> None:
         """Drop rows beyond `step`, which a resumed run will write again, and a last row cut short."""
         path = self.run_dir / "metrics.csv"
         if not path.exists():
