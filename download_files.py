@@ -74,15 +74,9 @@ def what_is_here(source: Source, root: Path, config: Config) -> str:
 
 
 @contextmanager
-<<<<<<< HEAD
-def workshop(root: Path) -> Iterator[Path]:
+def staging_folder(root: Path) -> Iterator[Path]:
     """The folder root/staging, held by this process alone; at the end it stays only if something is left in it."""
     folder = root / "staging"
-=======
-def staging_folder(root: Path) -> Iterator[Path]:
-    """The folder root/downloads, held by this process alone; at the end it stays only if something is left in it."""
-    folder = root / "downloads"
->>>>>>> 944a32a (The field's words for names: classifier, embedder, scorers, validation, symptoms, staging folder, process group)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:

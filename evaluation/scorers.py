@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from photos.crops import align
 from photos.faces import find_faces
-from weights.foreign_pickle import ForeignFileError, read_file
-from evaluation.metrics import absolute_errors, kernel_distance, ssim, translate_in_batches
 from utils import UserError, printable, quantize, tensor_to_image
+from weights.foreign_pickle import ForeignFileError, read_file
 
 Features = Callable[[Tensor], np.ndarray]  # images (N, 3, H, W) in [-1, 1] to (N, d) float64
 SFACE_SIDE = 112  # px
@@ -83,7 +82,9 @@ class DomainClassifier(nn.Module):
 
     def pooled(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] to (N, d)."""
-        small = F.interpolate(images, (CLASSIFIER_SIDE, CLASSIFIER_SIDE), mode="bilinear", antialias=True, align_corners=False)
+        small = F.interpolate(
+            images, (CLASSIFIER_SIDE, CLASSIFIER_SIDE), mode="bilinear", antialias=True, align_corners=False
+        )
         features: Tensor = self.layers(small).mean(dim=(2, 3))  # (N, d)
         return features
 

@@ -279,13 +279,8 @@ def test_two_downloads_into_one_folder_are_one_too_many(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
-<<<<<<< HEAD
     (tmp_path / "staging" / "unpacked" / "train").mkdir(parents=True)
-    with download_files.workshop(tmp_path) as folder:
-=======
-    (tmp_path / "downloads" / "unpacked" / "train").mkdir(parents=True)
     with download_files.staging_folder(tmp_path) as folder:
->>>>>>> 944a32a (The field's words for names: classifier, embedder, scorers, validation, symptoms, staging folder, process group)
         assert not (folder / "unpacked").exists()
     assert not folder.exists()
 
