@@ -1,4 +1,4 @@
-"""How fast is it here: the training step, translation, the reading of images and the start, with the knobs of train.py.
+"""Measure the speed and memory of training, translation, image loading and start-up on this machine.
 
 `python benchmark.py --compare plain` runs a textbook step in turn with ours and prints the ratios.
 """
@@ -14,9 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,66 +24,31 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import PRESETS, Config, parse_args
 from dataset import EpochBatches, Folders, UnpairedDataset, build_loader, running, training_images
-from generator_model import InstanceNorm
-from train import open_device, train_step
+from evaluation.report import markdown_table
+from train import train_step
+from training.memory_meter import peak_memory
 from training.model import BETA2, CycleGAN
-from training.textbook_step import textbook_step
+from training.run import open_device
+from training.textbook_step import plain_networks, textbook_step
 from utils import UserError, command, printable, seed_everything, uses_bf16
 
-WARM_UP = 2  # steps before the clock runs
-BATCHES = (1, 8, 32)  # of translation
-MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is taken for the machine's peak
-MADE_UP_IMAGES = 64  # of each domain, where there is no data set to read
-STEPS_A_TURN = {"cpu": 1, "cuda": 10}  # a GPU is not waited for after each, as in training
-SECONDS = 3.0  # each thing but the training step is repeated for this long
-Row = dict[str, float]
+WARM_UP = 2  # This many calls run before the clock starts.
+MIN_CALLS = 3  # A median is over at least this many calls.
+SECONDS = 3.0  # Everything but the training step is repeated for at least this many seconds.
+STEPS_PER_TURN = {"cpu": 1, "cuda": 10}  # A GPU runs several steps before we wait for it, as it does in training.
+TRANSLATION_BATCHES = (1, 8, 32)  # Translation is measured with these batch sizes.
+MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}  # The machine's peak is measured on square matrices with this side.
+NUM_MADE_UP_IMAGES = 64  # Without a data set, this many made-up images per domain are read instead.
+PARTS = ("train", "translate", "data", "start")  # These parts can be chosen with --parts.
+Row = dict[str, float]  # The values of one line of a table by the names of their columns.
 
 
-@dataclass
-class Meter:
-    """Bytes of the tensors that autograd keeps for the backward pass, now and at most."""
-
-    kept: int = 0
-    peak: int = 0
-
-
-class _Kept:
-    """A tensor in autograd's keeping, which tells the meter when it comes and goes."""
-
-    def __init__(self, tensor: Tensor, meter: Meter, owners: dict[int, int]) -> None:
-        self.tensor, self.meter, self.owners = tensor, meter, owners
-        storage = tensor.untyped_storage()
-        self.address, self.num_bytes = storage.data_ptr(), storage.nbytes()
-        owners[self.address] = owners.get(self.address, 0) + 1
-        if owners[self.address] == 1:
-            meter.kept += self.num_bytes
-            meter.peak = max(meter.peak, meter.kept)
-
-    def __del__(self) -> None:
-        self.owners[self.address] -= 1
-        if not self.owners[self.address]:
-            self.meter.kept -= self.num_bytes
-
-
-@contextmanager
-def activations() -> Iterator[Meter]:
-    """Measure what autograd keeps inside the block, weights left out: the part of memory that grows with the images."""
-    meter, owners = Meter(), dict[int, int]()
-
-    def pack(tensor: Tensor) -> Tensor | _Kept:
-        return tensor if isinstance(tensor, nn.Parameter) else _Kept(tensor, meter, owners)
-
-    with saved_tensors_hooks(pack, lambda kept: kept.tensor if isinstance(kept, _Kept) else kept):
-        yield meter
-
-
-def seconds_of(action: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Wall time of one call, or the mean of several, on a GPU until all their work is done."""
+def seconds_of(action: Callable[[], object], device: torch.device, *, calls: int = 1) -> float:
+    """Wall time of a call in seconds, averaged over `calls`; on a GPU until all of its work is done."""
 
     def now() -> float:
         if device.type == "cuda":
@@ -97,19 +62,34 @@ def seconds_of(action: Callable[[], object], device: torch.device, calls: int = 
 
 
 def median_seconds(action: Callable[[], object], device: torch.device) -> float:
-    """The median of calls that together last for SECONDS, after two that do not count; three calls at least."""
+    """Median wall time of a call in seconds, after warm-up, over at least MIN_CALLS calls and SECONDS."""
     for _ in range(WARM_UP):
         seconds_of(action, device)
     times: list[float] = []
-    while len(times) < 3 or sum(times) < SECONDS:
+    while len(times) < MIN_CALLS or sum(times) < SECONDS:
         times.append(seconds_of(action, device))
     return statistics.median(times)
 
 
-def our_step(config: Config, device: torch.device, images: tuple[Tensor, Tensor]) -> Callable[[], object]:
-    """The training step as train.py makes it, as a function to be called again and again."""
+def times_in_turn(
+    actions: Sequence[Callable[[], object]], device: torch.device, *, num_turns: int
+) -> list[list[float]]:
+    """Wall times of each action, s; they run in turn, so that changes in the machine's speed affect all alike."""
+    for _ in range(WARM_UP):
+        for action in actions:
+            action()
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(num_turns):
+        for action, own_times in zip(actions, times, strict=True):
+            own_times.append(seconds_of(action, device, calls=STEPS_PER_TURN.get(device.type, 1)))
+    return times
+
+
+def our_step(config: Config, device: torch.device, *, images: tuple[Tensor, Tensor]) -> Callable[[], object]:
+    """The training step of train.py on a new model, as a function that can be called repeatedly."""
     seed_everything(config.seed)
-    model, steps = CycleGAN(config, device, amp=uses_bf16(config.amp, device)), itertools.count()
+    model = CycleGAN(config, device, amp=uses_bf16(config.amp, device))
+    steps = itertools.count()
 
     def step() -> None:
         train_step(model, *images, config=config)
@@ -118,11 +98,11 @@ def our_step(config: Config, device: torch.device, images: tuple[Tensor, Tensor]
     return step
 
 
-def plain_step(config: Config, device: torch.device, images: tuple[Tensor, Tensor]) -> Callable[[], object]:
-    """A textbook step with the same networks and losses: eager, float32, no terms joined, the whole graph alive."""
+def plain_step(config: Config, device: torch.device, *, images: tuple[Tensor, Tensor]) -> Callable[[], object]:
+    """A textbook step with the same networks and losses: eager, float32, one graph for all terms of the loss."""
     seed_everything(config.seed)
     model = CycleGAN(replace(config, compile=False, recompute=False), device)
-    nets = plain_networks(model)
+    nets = plain_networks({name: getattr(model, name) for name in ("gen_ab", "gen_ba", "disc_a", "disc_b")})
     opt_gen, opt_disc = (
         torch.optim.Adam([*first.parameters(), *second.parameters()], config.learning_rate, (config.beta1, BETA2))
         for first, second in ((model.gen_ab, model.gen_ba), (model.disc_a, model.disc_b))
@@ -132,69 +112,59 @@ def plain_step(config: Config, device: torch.device, images: tuple[Tensor, Tenso
                                   config.gan_sigmoid, config.disc_first)  # fmt: skip
 
 
-def plain_networks(model: CycleGAN) -> dict[str, nn.Module]:
-    """The four networks with torch's own instance norm in the place of ours."""
-    nets: dict[str, nn.Module] = {name: getattr(model, name) for name in ("gen_ab", "gen_ba", "disc_a", "disc_b")}
-    sequences = [layer for net in nets.values() for layer in net.modules() if isinstance(layer, nn.Sequential)]
-    for layers in sequences:
-        for index, layer in enumerate(layers):
-            if isinstance(layer, InstanceNorm):
-                layers[index] = nn.InstanceNorm2d(int(layers[index - 1].out_channels))  # type: ignore[arg-type]
-    return nets
+def paper_of(config: Config) -> Config:
+    """The `paper` preset's networks and losses at this configuration's size, width, depth and batch size."""
+    return replace(PRESETS["paper"], image_size=config.image_size, base_channels=config.base_channels,
+                   num_residuals=config.num_residuals, batch_size=config.batch_size, seed=config.seed)  # fmt: skip
 
 
-def memory_of(step: Callable[[], object], device: torch.device) -> float:
-    """Bytes at the peak of a step, over what stays between steps; on a CPU only what is kept for the backward pass."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        return float(torch.cuda.max_memory_allocated(device) - before)
-    with activations() as meter:
-        step()
-    return float(meter.peak)
+def measure_training(config: Config, device: torch.device, *, num_turns: int, rival: Config | None) -> tuple[Row, Row]:
+    """Measure our step, in turn with the plain step of the configuration `rival` if there is one.
 
-
-def measure_training(config: Config, device: torch.device, num_steps: int, other: Config | None) -> tuple[Row, Row]:
-    """Our step and, in turn with it, the plain step of another configuration; the second row holds the ratios."""
-    shape = (config.batch_size, 3, config.image_size, config.image_size)
-    images = torch.rand(shape, device=device) * 2 - 1, torch.rand(shape, device=device) * 2 - 1
-    first_call = time.perf_counter()
-    ours = our_step(config, device, images)
+    Returns:
+        Our step's measures, and the ratios of both steps' speed and memory, which are empty without a rival.
+    """
+    # Time the first step, which includes building the model and compiling it; count the operations of a step.
+    real_a, real_b = (random_images(config, device, count=config.batch_size) for _ in "ab")
+    start = time.perf_counter()
+    ours = our_step(config, device, images=(real_a, real_b))
     seconds_of(ours, device)
-    row = {"first step, s": time.perf_counter() - first_call}
+    row = {"first step, s": time.perf_counter() - start}
     with FlopCounterMode(display=False) as counter:
-        our_step(replace(config, compile=False, recompute=False), device, images)()
+        our_step(replace(config, compile=False, recompute=False), device, images=(real_a, real_b))()
     row["TFLOP per step"] = counter.get_total_flops() / 1e12
-    plain = plain_step(other, device, images) if other else ours
-    for step in (ours, plain) * WARM_UP:
-        step()
-    turn = STEPS_A_TURN.get(device.type, 1)
-    pairs = [
-        (seconds_of(ours, device, turn), seconds_of(plain, device, turn) if other else 0.0) for _ in range(num_steps)
-    ]
-    row["s per step"] = statistics.median(mine for mine, _ in pairs)
+
+    # Time both steps, and measure their memory.
+    steps = [ours, plain_step(rival, device, images=(real_a, real_b))] if rival else [ours]
+    times = times_in_turn(steps, device, num_turns=num_turns)
+    row["s per step"] = statistics.median(times[0])
     row["images/s"] = 2 * config.batch_size / row["s per step"]
     row["TFLOP/s"] = row["TFLOP per step"] / row["s per step"]
-    row["peak MB"] = memory_of(ours, device) / 1e6
-    if not other:
+    memory = [peak_memory(step, device) for step in steps]
+    row["peak MB"] = memory[0] / 1e6
+    if not rival:
         return row, {}
-    speed = statistics.median(theirs / mine for mine, theirs in pairs)
-    return row, {"times as fast": speed, "share of the memory": row["peak MB"] * 1e6 / memory_of(plain, device)}
+    speed = statistics.median(theirs / mine for mine, theirs in zip(*times, strict=True))
+    return row, {"times as fast": speed, "share of the memory": memory[0] / memory[1]}
+
+
+def random_images(config: Config, device: torch.device, *, count: int) -> Tensor:
+    """Uniform noise of the configuration's size, (count, 3, H, W) in [-1, 1]."""
+    return torch.rand(count, 3, config.image_size, config.image_size, device=device) * 2 - 1
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s of a large matrix product: what the machine can do, measured in this very run."""
+    """The machine's peak in TFLOP/s, measured now on a product of large matrices."""
     side = MATMUL_SIDE.get(device.type, MATMUL_SIDE["cpu"])
     matrix = torch.randn(side, side, device=device, dtype=dtype)
     return 2 * side**3 / median_seconds(lambda: matrix @ matrix, device) / 1e12
 
 
-def measure_translation(config: Config, device: torch.device, compare: bool) -> dict[str, Row]:
-    """Translation of batches of several sizes by one generator, and by the same one in float32 as plain as can be."""
-    amp, rows = uses_bf16(config.amp, device), dict[str, Row]()
-    model = CycleGAN(config, device, amp=amp)
-    plain = plain_networks(CycleGAN(replace(config, compile=False), device))["gen_ab"]
+def measure_translation(config: Config, device: torch.device, *, compare: bool) -> dict[str, Row]:
+    """Measure one generator on batches of several sizes; if `compare`, also the plain one in float32."""
+    amp = uses_bf16(config.amp, device)
+    generator = CycleGAN(config, device, amp=amp).gen_ab
+    plain = plain_networks({"gen_ab": CycleGAN(replace(config, compile=False), device).gen_ab})["gen_ab"]
 
     @torch.inference_mode()
     def translate(generator: nn.Module, images: Tensor, in_bf16: bool) -> Tensor:
@@ -202,18 +172,19 @@ def measure_translation(config: Config, device: torch.device, compare: bool) -> 
             translated: Tensor = generator(images)
         return translated
 
-    for size in BATCHES:
-        images = torch.rand(size, 3, config.image_size, config.image_size, device=device) * 2 - 1
-        ours = median_seconds(lambda x=images: translate(model.gen_ab, x, amp), device)  # type: ignore[misc]
-        rows[f"batch {size}"] = {"images/s": size / ours}
+    rows: dict[str, Row] = {}
+    for size in TRANSLATION_BATCHES:
+        images = random_images(config, device, count=size)
+        seconds = median_seconds(partial(translate, generator, images, amp), device)
+        row = {"images/s": size / seconds}
         if compare:
-            theirs = median_seconds(lambda x=images: translate(plain, x, False), device)  # type: ignore[misc]
-            rows[f"batch {size}"]["times as fast"] = theirs / ours
+            row["times as fast"] = median_seconds(partial(translate, plain, images, False), device) / seconds
+        rows[f"batch {size}"] = row
     return rows
 
 
 def measure_data(config: Config) -> dict[str, Row]:
-    """Batches per second that the images are read and augmented with, by different numbers of processes."""
+    """Measure how many batches per second are read and augmented, with different numbers of worker processes."""
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
         images, name = find_or_make_images(config, Path(folder))
@@ -221,9 +192,10 @@ def measure_data(config: Config) -> dict[str, Row]:
         for num_workers in sorted({0, 2, os.cpu_count() or 1}):
             batches = EpochBatches(len(dataset), config.batch_size, config.seed, 0, 10**6)
             with running(build_loader(dataset, batches, num_workers)) as pairs:
-                for _ in range(10 + 4 * num_workers):  # workers read ahead: empty what they did before the clock ran
+                for _ in range(10 + 4 * num_workers):  # drops the batches that workers prepared before the clock starts
                     next(pairs)
-                start, count = time.perf_counter(), 0
+                start = time.perf_counter()
+                count = 0
                 while time.perf_counter() - start < SECONDS:
                     next(pairs)
                     count += 1
@@ -232,101 +204,95 @@ def measure_data(config: Config) -> dict[str, Row]:
 
 
 def find_or_make_images(config: Config, folder: Path) -> tuple[Folders, str]:
-    """The configuration's training images or, where there are none, made-up JPEGs of its size; and what they are."""
+    """The configuration's training images, or made-up JPEGs in `folder` if there are none, with a name for the table.
+
+    The made-up images have the configuration's size and smooth random colours.
+    """
     if Path(config.data_dir).is_dir():
         return training_images(config), printable(config.data_dir)
-    for domain, first in (("a", 0), ("b", MADE_UP_IMAGES)):
-        place = folder / "train" / domain
-        place.mkdir(parents=True)
-        for seed in range(first, first + MADE_UP_IMAGES):
+    size = (config.image_size, config.image_size)
+    for domain, first_seed in (("a", 0), ("b", NUM_MADE_UP_IMAGES)):
+        domain_folder = folder / "train" / domain
+        domain_folder.mkdir(parents=True)
+        for seed in range(first_seed, first_seed + NUM_MADE_UP_IMAGES):
             coarse = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            size = (config.image_size, config.image_size)
-            Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(place / f"{seed}.jpg", quality=90)
+            image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+            image.save(domain_folder / f"{seed}.jpg", quality=90)
     made_up = replace(config, data_dir=str(folder), domain_a="a", domain_b="b")
     return training_images(made_up), f"made-up {config.image_size} px JPEGs"
 
 
 def seconds_to_import() -> float:
-    """From the start of Python until train.py is loaded, in a process of its own."""
+    """Seconds that a new Python process takes to start and import train.py."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import train"], cwd=Path(__file__).parent, check=True)
     return time.perf_counter() - start
 
 
-def table(title: str, rows: dict[str, Row]) -> str:
-    """Rows of figures as Markdown."""
+# --- The command line
+
+
+def print_table(title: str, rows: dict[str, Row]) -> None:
+    """Print rows of values as a Markdown table; `title` heads the column of the rows' names."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[c]:.3g}" if c in row else "" for c in columns) + " |")
-    return "\n".join(lines)
+    lines = [
+        [name, *(f"{row[column]:.3g}" if column in row else "" for column in columns)] for name, row in rows.items()
+    ]
+    print(markdown_table([title, *columns], lines) + "\n")
 
 
 def run(args: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """Measure what was asked for, print a table of each, and return all figures."""
+    """Measure the chosen parts, print a table of each, and return all measures."""
     device = open_device(config)
     amp = uses_bf16(config.amp, device)
-    threads = f"{torch.get_num_threads()} CPU threads"
-    figures: dict[str, Any] = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+    on_gpu = device.type == "cuda"
+    measures: dict[str, Any] = {
+        "machine": torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} CPU threads",
         "torch": torch.__version__,
-        "precision": "bfloat16" if amp else "TF32" if device.type == "cuda" else "float32",
+        "precision": "bfloat16" if amp else "TF32" if on_gpu else "float32",
         "network": f"{config.image_size} px, {config.base_channels} channels, {config.resolved_num_residuals} blocks",
         "batch": config.batch_size,
     }
-    print("; ".join(f"{name} {value}" for name, value in figures.items()) + "\n")
+    print("; ".join(f"{name} {value}" for name, value in measures.items()) + "\n")
     if "train" in args.parts:
-        knobs = {"plain": config, "paper": paper_of(config)}
-        row, ratios = measure_training(config, device, args.steps, knobs.get(args.compare))
+        rival = {"plain": config, "paper": paper_of(config)}.get(args.compare)
+        row, ratios = measure_training(config, device, num_turns=args.steps, rival=rival)
         peak = matmul_peak(device, torch.bfloat16 if amp else torch.float32)
-        row |= {"peak TFLOP/s": peak, "share of the peak": row["TFLOP/s"] / peak}
-        figures["train"] = row
-        print(table("training", {"ours": row}) + "\n")
+        measures["train"] = row | {"peak TFLOP/s": peak, "share of the peak": row["TFLOP/s"] / peak}
+        print_table("training", {"ours": measures["train"]})
         if ratios:
-            figures[f"against {args.compare}"] = ratios
-            print(table("training", {f"against {args.compare}": ratios}) + "\n")
+            measures[f"against {args.compare}"] = ratios
+            print_table("training", {f"against {args.compare}": ratios})
     if "translate" in args.parts:
-        figures["translate"] = measure_translation(config, device, bool(args.compare))
-        print(table("translation", figures["translate"]) + "\n")
+        measures["translate"] = measure_translation(config, device, compare=bool(args.compare))
+        print_table("translation", measures["translate"])
     if "data" in args.parts:
-        figures["data"] = measure_data(config)
-        print(table("reading", figures["data"]) + "\n")
+        measures["data"] = measure_data(config)
+        print_table("image loading", measures["data"])
     if "start" in args.parts:
-        figures["start"] = {"import train, s": seconds_to_import()}
-        print(table("start", {"": figures["start"]}) + "\n")
-    return figures
-
-
-def paper_of(config: Config) -> Config:
-    """The `paper` preset's networks and losses at this configuration's size, width, depth and batch."""
-    return replace(PRESETS["paper"], image_size=config.image_size, base_channels=config.base_channels,
-                   num_residuals=config.num_residuals, batch_size=config.batch_size, seed=config.seed)  # fmt: skip
+        measures["start"] = {"import train, s": seconds_to_import()}
+        print_table("start-up", {"": measures["start"]})
+    return measures
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for."""
-    parts = ["train", "translate", "data", "start"]
-    parser = argparse.ArgumentParser(description=__doc__, epilog="Any other flag is one of train.py.")
-    against = "run a textbook step in turn: of the same networks and losses, or of the paper's"
-    parser.add_argument("--compare", choices=["plain", "paper"], help=against)
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to measure (default: all)")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=10,
-        help="training steps to time (default 10); on a GPU ten times as many, ten at a stretch",
-    )
-    parser.add_argument("--json", action="store_true", help="print all figures as JSON on the last line")
-    args, knobs = parser.parse_known_args(argv)
+    """Measure what the command line asks for. Returns the program's exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="All other flags are those of train.py.")
+    add = parser.add_argument
+    add("--compare", choices=["plain", "paper"], help="also measure a textbook step, with our networks or the paper's")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
+    add("--steps", type=int, default=10, help="training steps to time (default: 10); a GPU runs ten times as many")
+    add("--json", action="store_true", help="print all measures as JSON on the last line")
+    args, train_flags = parser.parse_known_args(argv)
     if args.steps < 1:
         parser.error(f"--steps must be at least 1, got {args.steps}")
-    config = parse_args(knobs)
+    config = parse_args(train_flags)
     if args.compare and config.diff_augment != "none":
-        raise UserError("the textbook step does not support --diff-augment: leave it out, or leave out --compare")
-    figures = run(args, config)
+        raise UserError("the textbook step does not support --diff-augment; leave out --diff-augment or --compare")
+    measures = run(args, config)
     if args.json:
-        print(json.dumps(figures))
+        print(json.dumps(measures))
     return 0
 
 

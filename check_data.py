@@ -1,7 +1,7 @@
-"""Look through a data set before training on it: what is in it, what is broken, what is there twice. Changes nothing.
+"""Check a data set before training: list its images, those that are broken or duplicated, and how many show one face.
 
-python check_data.py FOLDER          a table, and a contact sheet in data_check.png
-python check_data.py FOLDER --json    the same as JSON
+python check_data.py FOLDER           print a table, and write a contact sheet to data_check.png
+python check_data.py FOLDER --json    print the same as JSON
 """
 
 from __future__ import annotations
@@ -24,32 +24,38 @@ from dataset import ImageFolder, class_folders, scan_folder, subfolders
 from photos.faces import find_faces
 from utils import UserError, atomic_write, command, printable, read_image
 
-THUMBNAIL = 16  # px; of 1689 aligned faces two different ones correlate to 0.956 at most, re-encoded ones above 0.98
-NEAR = 0.97  # correlation of two thumbnails from which on they count as the same picture
-FACES_PER_CLASS = 300  # images in which faces are looked for, evenly spread; finding them takes the most time
-CELL, SHEET_COLUMNS, ROWS, TITLE = 96, 12, 2, 20  # of the contact sheet: px, pictures a row, rows a class, px
+THUMBNAIL = 16  # Images are compared as thumbnails with this side, px.
+# Two thumbnails that correlate by more than this show the same picture: in 1689 aligned faces, no two different ones
+# exceed 0.956, and all re-encoded ones exceed 0.98.
+NEAR = 0.97
+FACES_PER_CLASS = 300  # Faces are detected in at most this many images of a class, because detection is slow.
+CELL = 96  # Each picture on the contact sheet has a square cell with this side, px.
+SHEET_COLUMNS = 12  # The contact sheet has this many pictures in a row.
+SHEET_ROWS = 2  # Each class has this many rows of pictures.
+TITLE_HEIGHT = 20  # The name of the class stands above them in a row of this height, px.
 
 
 @dataclass
 class ClassCheck:
-    """What was seen in one class folder."""
+    """What one class folder contains."""
 
-    split: str  # "train", "test" or "" where the data set has no splits
-    domain: str  # the folder's name, or "a" and "b" for trainA and trainB
+    split: str  # "train" or "test"; "" if the data set has no splits.
+    domain: str  # The folder's name; "a" or "b" for trainA and trainB.
     folder: ImageFolder
-    sizes: Counter[str] = field(default_factory=Counter)  # "256x256" to images
-    formats: Counter[str] = field(default_factory=Counter)
-    digests: list[str] = field(default_factory=list)  # SHA-256 of each file
-    thumbnails: list[np.ndarray] = field(default_factory=list)  # of each file, see `thumbnail`
-    faces: Counter[int] = field(default_factory=Counter)  # faces found to images
+    sizes: Counter[str] = field(default_factory=Counter)  # The number of images of each size, such as "256x256".
+    formats: Counter[str] = field(default_factory=Counter)  # The number of images of each format, such as "PNG".
+    digests: list[str] = field(default_factory=list)  # Each file's SHA-256.
+    thumbnails: list[np.ndarray] = field(default_factory=list)  # Each file's `thumbnail`.
+    faces: Counter[int] = field(default_factory=Counter)  # The number of images with no face, one face, and so on.
 
     @property
     def name(self) -> str:
+        """The split, if any, and the domain: "train/asian"."""
         return "/".join(filter(None, (self.split, self.domain)))
 
 
 def check_classes(folder: Path) -> list[ClassCheck]:
-    """Look at every image of a data set once; UserError where there is none."""
+    """Inspect every image of a data set; UserError if the folder does not exist or holds no images."""
     classes = [inspect(ClassCheck(split, domain, scan_folder(path))) for split, domain, path in find_classes(folder)]
     if not any(item.folder.files for item in classes):
         raise UserError(f"no images in {printable(folder)}")
@@ -57,9 +63,9 @@ def check_classes(folder: Path) -> list[ClassCheck]:
 
 
 def find_classes(folder: Path) -> list[tuple[str, str, Path]]:
-    """Class folders as (split, domain, path): those in train/ and test/, and trainA, testB and so on.
+    """The class folders of a data set as (split, domain, path): those in train/ and test/, trainA, testB and so on.
 
-    Where there are none, each subfolder is a class, and a folder without subfolders is one.
+    If there are none, each subfolder is a class; if there are no subfolders, the folder itself is one.
     """
     if not folder.is_dir():
         raise UserError(f"{printable(folder)} is not a folder")
@@ -68,9 +74,9 @@ def find_classes(folder: Path) -> list[tuple[str, str, Path]]:
 
 
 def inspect(item: ClassCheck) -> ClassCheck:
-    """Fill in what the images of a class are like."""
+    """Read the images of a class and fill in their properties; returns the same object."""
     files = item.folder.files
-    look_for_faces = set(np.linspace(0, len(files) - 1, min(len(files), FACES_PER_CLASS)).astype(int))
+    with_detection = set(np.linspace(0, len(files) - 1, min(len(files), FACES_PER_CLASS)).astype(int))
     for index, file in enumerate(tqdm(files, desc=item.name, unit=" images", leave=False, disable=None)):
         image = read_image(file)
         with Image.open(file) as header:
@@ -78,14 +84,16 @@ def inspect(item: ClassCheck) -> ClassCheck:
         item.sizes[f"{image.width}x{image.height}"] += 1
         item.digests.append(hashlib.sha256(file.read_bytes()).hexdigest())
         item.thumbnails.append(thumbnail(image))
-        if index in look_for_faces:
+        if index in with_detection:
             item.faces[len(find_faces(np.asarray(image), num_passes=2))] += 1
     return item
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
-    """A picture's rough layout of colours, (3 * THUMBNAIL**2,) float32 of unit length; the dot product of two is 1
-    for pictures that differ in size, compression, brightness and contrast only."""
+    """A tiny version of an RGB image as a vector, (3 * THUMBNAIL**2,) float32 of unit length.
+
+    The dot product of two is near 1 if the images differ only in size, compression, brightness and contrast.
+    """
     small = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), np.float32)
     centred = (small - small.mean(axis=(0, 1))).ravel()
     unit: np.ndarray = centred / max(float(np.linalg.norm(centred)), 1e-6)
@@ -93,7 +101,10 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def same_pictures(classes: Sequence[ClassCheck]) -> Iterator[tuple[str, int, int]]:
-    """Pairs of images, numbered through all classes, that are the same: ("exact" or "near", i, j) with i < j."""
+    """Find pairs of images that show the same picture: yields ("exact" or "near", i, j), with i < j.
+
+    The images are numbered through all classes. "exact" are identical files; "near" are files that look alike.
+    """
     digests = [digest for item in classes for digest in item.digests]
     thumbnails = np.stack([vector for item in classes for vector in item.thumbnails])
     groups = defaultdict(list)
@@ -101,8 +112,8 @@ def same_pictures(classes: Sequence[ClassCheck]) -> Iterator[tuple[str, int, int
         groups[digest].append(index)
     for group in groups.values():
         yield from (("exact", group[0], other) for other in group[1:])
-    firsts = sorted(group[0] for group in groups.values())  # each picture once
-    for start in range(0, len(firsts), 1024):  # not all pairs at once: 10,000 images have 400 MB of correlations
+    firsts = sorted(group[0] for group in groups.values())  # These are all images without exact copies.
+    for start in range(0, len(firsts), 1024):  # In blocks, because the correlations of 10,000 images take 400 MB.
         block = firsts[start : start + 1024]
         near = thumbnails[block] @ thumbnails[firsts].T > NEAR
         for row, column in np.argwhere(near):
@@ -111,25 +122,28 @@ def same_pictures(classes: Sequence[ClassCheck]) -> Iterator[tuple[str, int, int
 
 
 def relation(one: ClassCheck, other: ClassCheck) -> str:
-    """What the classes of two pictures have to do with each other."""
-    said = ["in both classes"] * (one.domain != other.domain) + ["in train and test"] * (one.split != other.split)
-    return " and ".join(said) or "in one class"
+    """Where the two copies of a picture are: in one class, in both classes, in train and test."""
+    places = []
+    if one.domain != other.domain:
+        places.append("in both classes")
+    if one.split != other.split:
+        places.append("in train and test")
+    return " and ".join(places) or "in one class"
 
 
 def as_report(folder: Path, classes: Sequence[ClassCheck]) -> dict[str, Any]:
-    """All that was seen, as JSON values."""
+    """Everything that the check has found, as JSON values."""
     owners = [item for item in classes for _ in item.folder.files]
     files = [file for item in classes for file in item.folder.files]
-    pairs = [
-        {"kind": kind, "where": relation(owners[i], owners[j]),
-         "files": [str(files[i].relative_to(folder)), str(files[j].relative_to(folder))]}
-        for kind, i, j in same_pictures(classes)
-    ]  # fmt: skip
+    pairs: list[dict[str, Any]] = []
+    for kind, i, j in same_pictures(classes):
+        names = [str(files[i].relative_to(folder)), str(files[j].relative_to(folder))]
+        pairs.append({"kind": kind, "where": relation(owners[i], owners[j]), "files": names})
     return {"folder": str(folder), "classes": {item.name: describe(item) for item in classes}, "same_pictures": pairs}
 
 
 def describe(item: ClassCheck) -> dict[str, Any]:
-    """A class as JSON values."""
+    """What one class contains, as JSON values."""
     return {
         "images": len(item.folder.files),
         "sizes": dict(item.sizes.most_common()),
@@ -141,60 +155,77 @@ def describe(item: ClassCheck) -> dict[str, Any]:
     }
 
 
-def as_table(report: dict[str, Any], show: int = 10) -> str:
-    """A report as text: a row a class, then what is wrong, the first few of each kind."""
-    rows = [("class", "images", "left out", "size", "formats", "one face")]
-    for name, seen in report["classes"].items():
-        sizes = list(seen["sizes"].items())
-        size = f"{sizes[0][0]}" + f" and {len(sizes) - 1} more" * (len(sizes) > 1) if sizes else "-"
-        faces = seen["looked_for_faces_in"]
-        rows.append((printable(name), f"{seen['images']}", f"{len(seen['left_out'])}", size, " ".join(seen["formats"]),
-                     f"{100 * seen['one_face'] / faces:.0f} % of {faces}" if faces else "-"))  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lists = {"left out": [f"{name}/{file}: {why}" for name, seen in report["classes"].items()
-                          for file, why in seen["left_out"].items()]}  # fmt: skip
-    for pair in report["same_pictures"]:
-        title = f"{'the same file' if pair['kind'] == 'exact' else 'nearly the same picture'} {pair['where']}"
-        lists.setdefault(title, []).append(" = ".join(pair["files"]))
-    for title, entries in lists.items():
-        if entries:
-            lines += ["", f"{title}: {len(entries)}", *(f"  {printable(entry)}" for entry in entries[:show])]
-            lines += [f"  ... and {len(entries) - show} more (--json lists all)"] * (len(entries) > show)
+def as_text(report: dict[str, Any], *, show: int = 10) -> str:
+    """A report as text: a table with one row for each class, then the first `show` problems of each kind."""
+    lines = as_table(report["classes"])
+    for title, entries in problems(report).items():
+        lines += ["", f"{title}: {len(entries)}", *(f"  {printable(entry)}" for entry in entries[:show])]
+        if len(entries) > show:
+            lines.append(f"  ... and {len(entries) - show} more (--json lists all)")
     return "\n".join(lines)
 
 
+def as_table(classes: dict[str, dict[str, Any]]) -> list[str]:
+    """The lines of a table with one row for each class."""
+    rows = [("class", "images", "left out", "size", "formats", "one face")]
+    for name, found in classes.items():
+        size = next(iter(found["sizes"]), "-")
+        if len(found["sizes"]) > 1:
+            size += f" and {len(found['sizes']) - 1} more"
+        num_checked = found["looked_for_faces_in"]
+        one_face = f"{100 * found['one_face'] / num_checked:.0f}% of {num_checked}" if num_checked else "-"
+        formats = " ".join(found["formats"])
+        rows.append((printable(name), str(found["images"]), str(len(found["left_out"])), size, formats, one_face))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def problems(report: dict[str, Any]) -> dict[str, list[str]]:
+    """What is wrong with a data set: lines of text, by the kind of problem."""
+    found = defaultdict(list)
+    for name, item in report["classes"].items():
+        for file, reason in item["left_out"].items():
+            found["left out"].append(f"{name}/{file}: {reason}")
+    for pair in report["same_pictures"]:
+        kind = "the same file" if pair["kind"] == "exact" else "nearly the same picture"
+        found[f"{kind} {pair['where']}"].append(" = ".join(pair["files"]))
+    return found
+
+
 def contact_sheet(classes: Sequence[ClassCheck]) -> Image.Image:
-    """Pictures from every class, evenly spread, under the class's name."""
-    height = TITLE + ROWS * CELL
-    sheet = Image.new("RGB", (SHEET_COLUMNS * CELL, len(classes) * height), "white")
-    for row, item in enumerate(classes):
+    """One RGB image with evenly spread pictures of each class below its name."""
+    class_height = TITLE_HEIGHT + SHEET_ROWS * CELL
+    sheet = Image.new("RGB", (SHEET_COLUMNS * CELL, len(classes) * class_height), "white")
+    for number, item in enumerate(classes):
         files = item.folder.files
-        ImageDraw.Draw(sheet).text((4, row * height + 4), f"{printable(item.name)}: {len(files)} images", fill="black")
-        indices = np.linspace(0, len(files) - 1, min(ROWS * SHEET_COLUMNS, len(files))).astype(int)
+        top = number * class_height
+        noun = "image" if len(files) == 1 else "images"
+        ImageDraw.Draw(sheet).text((4, top + 4), f"{printable(item.name)}: {len(files)} {noun}", fill="black")
+        indices = np.linspace(0, len(files) - 1, min(SHEET_ROWS * SHEET_COLUMNS, len(files))).astype(int)
         for place, index in enumerate(indices):
+            row, column = divmod(place, SHEET_COLUMNS)
             picture = read_image(files[index])
             picture.thumbnail((CELL - 2, CELL - 2))
-            sheet.paste(picture, (place % SHEET_COLUMNS * CELL, row * height + TITLE + place // SHEET_COLUMNS * CELL))
+            sheet.paste(picture, (column * CELL, top + TITLE_HEIGHT + row * CELL))
     return sheet
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the data set that the command line names; 0 unless there is none."""
-    parser = argparse.ArgumentParser(description="Look through a data set. Nothing in it is changed.")
-    parser.add_argument("folder", type=Path, help="holds train/ and test/ with a folder a class, or trainA and so on")
+    """Check the data set that the command line names; return 0 if it holds images."""
+    parser = argparse.ArgumentParser(description="Check a data set without changing it.")
+    parser.add_argument("folder", type=Path, help="contains a folder for each class, as train/CLASS or trainA")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--sheet", type=Path, default=Path("data_check.png"), help="the contact sheet (%(default)s)")
     args = parser.parse_args(argv)
     if not args.sheet.name or args.folder.resolve() in args.sheet.resolve().parents:
-        raise UserError("--sheet must name a file outside the data set, which is not changed")
+        raise UserError("--sheet must name a file outside the data set, so that the data set stays unchanged")
     classes = check_classes(args.folder)
     report = as_report(args.folder, classes)
-    print(json.dumps(report, indent=2) if args.json else as_table(report))
+    print(json.dumps(report, indent=2) if args.json else as_text(report))
     with atomic_write(args.sheet) as temporary:
         contact_sheet(classes).save(temporary, "PNG")
-    print(f"\npictures of every class: {printable(args.sheet)}", file=sys.stderr if args.json else sys.stdout)
+    print(f"\ncontact sheet: {printable(args.sheet)}", file=sys.stderr if args.json else sys.stdout)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The discriminator: which parts of an image look like its domain?"""
+"""The discriminator, which scores how much the patches of an image look like its domain."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ class Discriminator(nn.Module):
 
     C64-C128-C256-C512-C1
 
-    C-k is a 4x4 convolution, instance norm and LeakyReLU(0.2), of stride 2 but for the last two; the first has no
-    norm, the last neither norm nor activation: least squares wants linear scores. Instance norm is without affine
-    parameters or running statistics.
+    C-k is a 4x4 convolution, instance norm and LeakyReLU(0.2), of stride 2 except for the last two. The first has no
+    norm; the last has neither norm nor activation, because least squares needs linear scores.
 
     Args:
         base_channels: channels of the first layer (64 in the paper).
-        init_std: standard deviation of the initial weights, biases being zero; 0 keeps PyTorch's initialisation.
+        init_std: standard deviation of the initial weights, with zero biases; 0 keeps PyTorch's initialisation.
         spectral: divide each layer's weights by their largest singular value (Miyato et al. 2018, arXiv 1802.05957).
     """
 
-    def __init__(self, base_channels: int = 64, init_std: float = 0.02, spectral: bool = False) -> None:
+    def __init__(self, base_channels: int = 64, *, init_std: float = 0.02, spectral: bool = False) -> None:
         super().__init__()
         c = base_channels
         self.patches = nn.Sequential(

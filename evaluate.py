@@ -1,4 +1,4 @@
-"""How good a checkpoint is: is it the same person, does it look like the other domain, how far is it from the truth?
+"""Evaluate a checkpoint: how well translations match the target domain, keep the person, and match the ground truth.
 
 python evaluate.py --weights RUN_OR_FILE --data-dir FOLDER [--direction both]
 """
@@ -14,50 +14,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config
 from dataset import find_images, load_images
 from evaluation.metrics import Estimate, absolute_errors, bootstrap, kernel_distance, ssim, translate_in_batches
-from evaluation.scorers import (
-    DomainClassifier,
-    FaceEmbedder,
-    Features,
-    cosines,
-    frechet_distance,
-    inception_features,
-    predicts_b,
-    train_domain_classifier,
-)
+from evaluation.report import Row, draw_curves, evaluation_table, ranking_table
+from evaluation.scorers import INCEPTION, Scorers, cosines, frechet_distance, load_scorers, predicts_b
 from evaluation.validation import Validation
 from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoints
 from utils import UserError, atomic_write, command, image_grid, pick_device, printable, tensor_to_image
 from weights.load import OTHER, Direction, Weights, load_weights
 
-INCEPTION = "Inception"
-CURVE = (640, 140)  # px, width and height of a diagram
-SHEET_ROWS = 3  # of the best, of the median and of the worst translations
-COLUMNS = {  # by key: title, and whether more is better
-    "kid": ("kernel distance of {features}", False),  # KID, if these are Inception's
-    "fid": ("Frechet distance of {features}", False),  # FID, if these are Inception's
-    "feature_distance": ("distance in the domain judge's features", False),
-    "domain": ("looks like the target", True),
-    "identity": ("identity", True),
-    "strangers": ("identity of strangers", False),
-    "face_found": ("face found", True),
-    "cycle_l1": ("cycle L1", False),
-    "cycle_ssim": ("cycle SSIM", True),
-    "truth_l1": ("L1 to the truth", False),
-    "truth_ssim": ("SSIM to the truth", True),
-}
-Row = dict[str, Estimate]  # by column; a column without a number is left out
+SHEET_ROWS = 3  # A sheet holds this many of the best, of the median and of the worst translations.
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The images of one domain as the generators see them, (N, 3, H, W) in [-1, 1]."""
+    """The images of one domain, (N, 3, H, W) in [-1, 1]."""
 
     name: str
     train: Tensor
@@ -65,263 +40,244 @@ class Domain:
 
     @property
     def halves(self) -> tuple[Tensor, Tensor]:
-        """All images in two halves: translations are compared with the first, and so is the second, which is real."""
+        """All images, training and test, in two halves: a reference, and real images to compare with it."""
         images = torch.cat([self.train, self.test])
         return images[::2], images[1::2]
 
 
-@dataclass
-class Scorers:
-    """Who scorers; None where a judge cannot be had, for the reason in `missing`."""
+@dataclass(frozen=True)
+class Task:
+    """Translate the test images of one domain to another.
 
-    domain: DomainClassifier
-    domain_accuracy: float
-    identity: FaceEmbedder | None = None
-    features: Features | None = None
-    features_name: str = INCEPTION
-    missing: tuple[str, ...] = ()
+    Attributes:
+        direction: the direction from `source` to `target`.
+        source, target: the two domains.
+        paired: whether their test images with the same index are true translations of each other.
+    """
+
+    direction: Direction
+    source: Domain
+    target: Domain
+    paired: bool
 
 
-def load_domain(config: Config, index: int, device: torch.device) -> Domain:
-    """The images of domain a (0) or b (1); UserError where its training or test folder has none."""
-    views = {}
-    for split in ("train", "test"):
-        folder = find_images(config, split)[index]
+def load_domains(config: Config, device: torch.device, *, paired: bool) -> tuple[Domain, Domain]:
+    """Load the training and test images of domains a and b.
+
+    Raises:
+        UserError: a folder has no images or too few, or `paired` is true and the domains differ in test images.
+    """
+    train, test = find_images(config, "train"), find_images(config, "test")
+    for folder in (*train, *test):
         if not folder.files:
-            raise UserError(f"no usable images in {printable(folder.path)}; --data-dir names the data set")
-        if split == "train" and len(folder.files) < 2:
-            raise UserError(f"the judge of the domain needs two training images, found one in {printable(folder.path)}")
-        views[split] = load_images(folder.files, config.image_size).to(device)
-    return Domain((config.domain_a, config.domain_b)[index], views["train"], views["test"])
-
-
-def check_pairs(a: Domain, b: Domain, paired: bool) -> None:
-    """UserError where test images are to be true pairs and there are more of one domain."""
-    if paired and len(a.test) != len(b.test):
-        raise UserError(f"pairs want as many test images of both domains, found {len(a.test)} and {len(b.test)}")
-
-
-def load_scorers(a: Domain, b: Domain, inception_weights: str | None) -> Scorers:
-    """Train the judge of the domain, and load those of identity and distribution if they can be had."""
-    scorers = Scorers(*train_domain_classifier(a.train, b.train))
-    try:
-        scorers.identity = FaceEmbedder()
-    except UserError as error:
-        scorers.missing += (str(error),)
-    try:
-        scorers.features = inception_features(inception_weights, a.train.device)
-    except UserError as error:
-        scorers.missing += (str(error),)
-    return scorers
+            raise UserError(f"no usable images in {printable(folder.path)}; give the data set's folder with --data-dir")
+    for folder in train:
+        if len(folder.files) < 2:
+            raise UserError(
+                "the domain classifier needs at least two training images of each domain, "
+                f"found one in {printable(folder.path)}; add images to it"
+            )
+    count_a, count_b = (len(folder.files) for folder in test)
+    if paired and count_a != count_b:
+        raise UserError(
+            f"paired evaluation needs equally many test images of both domains, found {count_a} and {count_b};\n"
+            f"add the missing ones to {printable(test[0].path)} or {printable(test[1].path)}"
+        )
+    train_a, train_b, test_a, test_b = (
+        load_images(folder.files, config.image_size).to(device) for folder in (*train, *test)
+    )
+    return Domain(config.domain_a, train_a, test_a), Domain(config.domain_b, train_b, test_b)
 
 
 def evaluate(
-    generators: Mapping[Direction, nn.Module],
-    direction: Direction,
-    source: Domain,
-    target: Domain,
-    scorers: Scorers,
-    paired: bool,
+    generators: Mapping[Direction, nn.Module], task: Task, *, scorers: Scorers
 ) -> tuple[dict[str, Row], Tensor]:
-    """Judge one direction.
+    """Evaluate one direction.
 
     Args:
-        generators: of both directions.
-        direction: the one to judge, from domain `source` to `target`.
-        scorers: who scorers.
-        paired: whether the test images of both domains are true translations of each other, in order.
+        generators: the generators of both directions.
+        task: the images to translate, and the domain to translate them to.
+        scorers: the networks that score the translations.
 
     Returns:
-        Rows by name: "this model"; "no change", the inputs as if they were translations; and "real against real", one
-        half of the target domain against the other. Only beside these two do the model's numbers mean anything. And
-        the picture sheet, (3, H', W') in [-1, 1]: input, translation, back again.
+        Rows by name: "this model"; "no change", which scores the inputs as if they were translations; and "real
+        against real", which scores one half of the target domain against the other. The model's values mean little
+        without these two. And a sheet of examples, (3, H', W') in [-1, 1]: inputs, translations, cycle reconstructions.
     """
-    inputs, (reference, others) = source.test, target.halves
-    outputs = translate_in_batches(generators[direction], inputs)
-    returned = translate_in_batches(generators[OTHER[direction]], outputs)
-    toward_b = direction == "ab"
-    truth = target.test if paired else None
-    identity_before = scorers.identity(inputs) if scorers.identity else None
+    # Translate the test images and translate the results back.
+    real = task.source.test
+    fake = translate_in_batches(generators[task.direction], real)
+    rec = translate_in_batches(generators[OTHER[task.direction]], fake)
+
+    # Score the translations and, for comparison, the unchanged inputs and real images of the target domain.
+    _, real_target = task.target.halves
+    truth = task.target.test if task.paired else None
+    embeddings = scorers.identity(real) if scorers.identity else None
+    model = score(fake, task, scorers=scorers, input_embeddings=embeddings, truth=truth)
+    model |= estimates(cycle_l1=absolute_errors(rec, real), cycle_ssim=ssim(rec, real))
     rows = {
-        "this model": judge(outputs, toward_b, reference, scorers, identity_before, truth)
-        | estimates(cycle_l1=absolute_errors(returned, inputs), cycle_ssim=ssim(returned, inputs)),
-        "no change": judge(inputs, toward_b, reference, scorers, identity_before, truth),
-        "real against real": judge(others, toward_b, reference, scorers, None, None),
+        "this model": model,
+        "no change": score(real, task, scorers=scorers, input_embeddings=embeddings, truth=truth),
+        "real against real": score(real_target, task, scorers=scorers),
     }
-    order = np.arange(len(inputs))
-    if scorers.identity and identity_before is not None:
-        order = np.argsort(-cosines(identity_before, scorers.identity(outputs)))  # NaN, no face found, comes last
+
+    # Choose examples: those that keep the identity best, those in the middle, and those that keep it least.
+    order = np.arange(len(real))
+    if scorers.identity and embeddings is not None:
+        order = np.argsort(-cosines(embeddings, scorers.identity(fake)))  # images without a face (NaN) come last
     middle = max(0, len(order) // 2 - SHEET_ROWS // 2)
     chosen = [*order[:SHEET_ROWS], *order[middle : middle + SHEET_ROWS], *order[-SHEET_ROWS:]]
-    return rows, image_grid([inputs[chosen], outputs[chosen], returned[chosen]])
+    return rows, image_grid([real[chosen], fake[chosen], rec[chosen]])
 
 
-def judge(
+def score(
     images: Tensor,
-    toward_b: bool,
-    reference: Tensor,
+    task: Task,
+    *,
     scorers: Scorers,
-    identity_before: np.ndarray | None,
-    truth: Tensor | None,
+    input_embeddings: np.ndarray | None = None,
+    truth: Tensor | None = None,
 ) -> Row:
-    """What the scorers say of images (N, 3, H, W) in [-1, 1] that want to be of the target domain.
+    """Score images (N, 3, H, W) in [-1, 1] as translations to the target domain.
 
     Args:
-        images: translations, or what stands for them.
-        toward_b: whether the target domain is b.
-        reference: real images of the target domain.
-        identity_before: embeddings of the inputs, in the images' order; None where there are none.
-        truth: what the images should be; None where nobody knows.
+        images: translations, or other images to compare them with.
+        task: the target domain.
+        scorers: the networks that score the images.
+        input_embeddings: (N, d), the embedded faces of the images' inputs; None leaves out the identity.
+        truth: (N, 3, H, W) in [-1, 1], the ground truth of each image; None leaves out the errors.
     """
-    b = predicts_b(scorers.domain, images)
-    columns = estimates(domain=b if toward_b else 1 - b)
-    distances = {"feature_distance": kernel_distance(scorers.domain.embed(images), scorers.domain.embed(reference))}
-    if scorers.features:
-        features, real = scorers.features(images), scorers.features(reference)
-        distances["kid"] = kernel_distance(features, real)
-        if scorers.features_name == INCEPTION:
-            fid = frechet_distance(features, real)
-            distances["fid"] = Estimate(fid, fid, fid, len(images))
+    is_b = predicts_b(scorers.domain, images)
+    row = estimates(domain=is_b if task.direction == "ab" else 1 - is_b)
     if scorers.identity:
-        after = scorers.identity(images)
-        columns |= estimates(face_found=1.0 - np.isnan(after[:, 0]))
-        if identity_before is not None:
-            strangers = np.roll(identity_before, 1, axis=0)  # everybody with the next one
-            columns |= estimates(identity=cosines(identity_before, after), strangers=cosines(strangers, after))
+        embeddings = scorers.identity(images)
+        row |= estimates(face_found=1.0 - np.isnan(embeddings[:, 0]))
+        if input_embeddings is not None:
+            strangers = np.roll(input_embeddings, 1, axis=0)  # pairs each image with the input before its own
+            row |= estimates(identity=cosines(input_embeddings, embeddings), strangers=cosines(strangers, embeddings))
     if truth is not None:
-        columns |= estimates(truth_l1=absolute_errors(images, truth), truth_ssim=ssim(images, truth))
-    return columns | {name: distance for name, distance in distances.items() if distance}
+        row |= estimates(truth_l1=absolute_errors(images, truth), truth_ssim=ssim(images, truth))
+    reference, _ = task.target.halves
+    return row | distances(images, reference, scorers=scorers)
+
+
+def distances(images: Tensor, reference: Tensor, *, scorers: Scorers) -> Row:
+    """The distances between the distributions of two sets of images, (N, 3, H, W) and (M, 3, H, W) in [-1, 1]."""
+    found = {"feature_distance": kernel_distance(scorers.domain.embed(images), scorers.domain.embed(reference))}
+    if scorers.features:
+        features, reference_features = scorers.features(images), scorers.features(reference)
+        found["kid"] = kernel_distance(features, reference_features)
+        if scorers.features_name == INCEPTION:
+            fid = frechet_distance(features, reference_features)
+            found["fid"] = Estimate(fid, fid, fid, len(images))
+    return {key: distance for key, distance in found.items() if distance}
 
 
 def estimates(**values: np.ndarray) -> Row:
-    """Means with their intervals; columns without any number are left out."""
-    return {name: estimate for name, numbers in values.items() if (estimate := bootstrap(numbers))}
-
-
-def as_markdown(title: str, rows: dict[str, Row], features_name: str = INCEPTION) -> str:
-    """A table with a line for each column of `rows`; `features_name` says whose features kid and fid are of."""
-    lines = [f"### {title}", "", f"| | {' | '.join(rows)} |", "|---|" + "---|" * len(rows)]
-    for key, (name, more_is_better) in COLUMNS.items():
-        cells = [str(row[key]) if key in row else "" for row in rows.values()]
-        if any(cells):
-            name = {"kid": "KID", "fid": "FID"}.get(key, name) if features_name == INCEPTION else name
-            name = name.format(features=features_name)
-            lines.append(f"| {name} ({'more' if more_is_better else 'less'} is better) | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """Means of one value per image, with their intervals, by key; measures that no image has are left out."""
+    found = {key: bootstrap(numbers) for key, numbers in values.items()}
+    return {key: estimate for key, estimate in found.items() if estimate}
 
 
 # --- The command line
 
 
 def load_both(weights: Path, device: torch.device) -> Weights:
-    """The generators of both directions, on the device; UserError where one is missing."""
+    """Load the generators of both directions onto the device; UserError where one is missing."""
     loaded = load_weights(weights)
     for direction in OTHER:
         loaded.generator(direction).to(device)
     return loaded
 
 
-def rank_checkpoints(run_dir: Path, data_dir: str | None, device: torch.device, out: Path) -> str:
-    """Examine all checkpoints of a run, write checkpoints.json and curves.png, and return the table, best first."""
-    paths = list_checkpoints(run_dir / "checkpoints")
+def rank_checkpoints(run_dir: Path, out: Path, *, data_dir: str | None, device: torch.device) -> str:
+    """Measure all checkpoints of a run, write checkpoints.json and curves.png, and return the table, best first."""
+    folder = run_dir / "checkpoints"
+    paths = list_checkpoints(folder)
     if not paths:
-        raise UserError(f"there are no checkpoints in {printable(run_dir / 'checkpoints')}")
+        raise UserError(f"no checkpoints in {printable(folder)}; --all-checkpoints needs a run's folder as --weights")
     config = load_weights(paths[-1]).config
     config = replace(config, data_dir=data_dir or config.data_dir)
-    a, b = (load_domain(config, index, device) for index in (0, 1))
-    check_pairs(a, b, config.paired_test)
+    a, b = load_domains(config, device, paired=config.paired_test)
     validation = Validation(a.train, b.train, a.test, b.test, config.paired_test)
-    found = {}
+    ranking: dict[int, dict[str, float]] = {}
     for path in tqdm(paths, unit=" checkpoints", leave=False, disable=None):
         try:
-            both = load_both(path, device)
+            weights = load_both(path, device)
         except CheckpointError as error:
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        found[checkpoint_step(path)] = validation.measure(both.generator("ab"), both.generator("ba"))
-    if not found:
-        raise UserError(f"no checkpoint in {printable(run_dir / 'checkpoints')} is whole")
-    with atomic_write(out / "checkpoints.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n")
+        ranking[checkpoint_step(path)] = validation.measure(weights.generator("ab"), weights.generator("ba"))
+    if not ranking:
+        raise UserError(
+            f"none of the {len(paths)} checkpoints in {printable(folder)} can be used; see the reasons above"
+        )
+    write_text(out / "checkpoints.json", json.dumps(ranking, indent=2))
     with atomic_write(out / "curves.png") as temporary:
-        draw_curves(found).save(temporary, "PNG")
-    columns = list(next(iter(found.values())))
-    lines = [f"| step | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
-    for step in sorted(found, key=lambda step: -found[step]["score"]):
-        lines.append(f"| {step} | {' | '.join(f'{value:.3f}' for value in found[step].values())} |")
-    return "\n".join(lines)
+        draw_curves(ranking).save(temporary, "PNG")
+    return ranking_table(ranking)
 
 
-def draw_curves(found: dict[int, dict[str, float]]) -> Image.Image:
-    """A small diagram for each number over the steps, each on its own scale."""
-    names, steps = list(next(iter(found.values()))), sorted(found)
-    picture = Image.new("RGB", (CURVE[0], CURVE[1] * len(names)), "white")
-    draw = ImageDraw.Draw(picture)
-    for index, name in enumerate(names):
-        values = [found[step][name] for step in steps]
-        low, high, top = min(values), max(values), index * CURVE[1] + 24
-        draw.text((8, top - 20), f"{name}: {low:.4f} to {high:.4f}, steps {steps[0]} to {steps[-1]}", fill="black")
-        width, height = CURVE[0] - 16, CURVE[1] - 32
-        points = [(8 + width * (step - steps[0]) / max(steps[-1] - steps[0], 1),
-                   top + height * (1 - (value - low) / ((high - low) or 1)))
-                  for step, value in zip(steps, values, strict=True)]  # fmt: skip
-        draw.rectangle((8, top, 8 + width, top + height), outline="lightgrey")
-        draw.line(points, fill="navy", width=2)
-        for x, y in points:
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill="navy")
-    return picture
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, with a line break at its end."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; a mistake ends the program with status 2 and says why."""
+    """Parse the command line; an invalid one ends the program with a message and status 2."""
     parser = argparse.ArgumentParser(description="Measure how good a checkpoint is, on held-out images.")
     add = parser.add_argument
     add("--weights", type=Path, required=True, help="a run's folder, a checkpoint, or a .safetensors file")
-    add("--data-dir", help="the data set, with train and test images (default: the one it was trained on)")
-    add("--direction", choices=("ab", "ba", "both"), default="both", help="(%(default)s)")
-    add("--out", type=Path, default=Path("evaluated"), help="the folder to write to (%(default)s)")
-    add("--inception-weights", metavar="PATH", help="of KID and FID; otherwise they are fetched on first use")
-    add("--all-checkpoints", action="store_true", help="rank all checkpoints of a run instead, by quick measures")
-    add("--paired", action="store_true", help="test images of equal position are true translations of each other")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
+    add("--data-dir", help="folder with train and test images (default: the one that the weights were trained on)")
+    add("--direction", choices=("ab", "ba", "both"), default="both", help="what to evaluate (default: %(default)s)")
+    add("--out", type=Path, default=Path("evaluated"), help="folder to write to (default: %(default)s)")
+    add("--inception-weights", metavar="PATH", help="weights for KID and FID (default: download them on first use)")
+    add("--all-checkpoints", action="store_true", help="instead rank all checkpoints of a run by quick measures")
+    add("--paired", action="store_true", help="test images of the same position are true translations of each other")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> str:
-    """Evaluate as the command line asks, write the files, and return the tables."""
+    """Evaluate one set of weights, write the tables, the JSON file and the sheets, and return the tables."""
+    # Load the weights, the images and the scorers.
     device = pick_device(args.device)
-    both = load_both(args.weights, device)
-    config = both.config
-    config = replace(config, data_dir=args.data_dir or config.data_dir)
-    a, b = (load_domain(config, index, device) for index in (0, 1))
+    weights = load_both(args.weights, device)
+    config = replace(weights.config, data_dir=args.data_dir or weights.config.data_dir)
     paired = args.paired or config.paired_test
-    check_pairs(a, b, paired)
-    scorers = load_scorers(a, b, args.inception_weights)
-    tables, report = [], {"weights": str(args.weights), "data_dir": config.data_dir,
-                          "classifier_accuracy": scorers.domain_accuracy, "missing": scorers.missing}  # fmt: skip
-    sides: dict[Direction, tuple[Domain, Domain]] = {"ab": (a, b), "ba": (b, a)}
-    for direction, (source, target) in sides.items():
-        if args.direction in (direction, "both"):
-            rows, picture = evaluate(both.generators, direction, source, target, scorers, paired)
-            tables.append(as_markdown(f"{source.name} to {target.name}", rows))
-            report[direction] = {name: {key: asdict(value) for key, value in row.items()} for name, row in rows.items()}
-            with atomic_write(args.out / f"sheet_{direction}.png") as temporary:
-                tensor_to_image(picture).save(temporary, "PNG")
-    notes = f"The judge of the domain knows {100 * scorers.domain_accuracy:.0f} % of held-out real images."
-    text = "\n\n".join([*tables, notes, *(f"Left out: {reason}" for reason in scorers.missing)])
-    with atomic_write(args.out / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-    with atomic_write(args.out / "evaluation.md") as temporary:
-        temporary.write_text(text + "\n")
+    a, b = load_domains(config, device, paired=paired)
+    scorers = load_scorers(a.train, b.train, inception_weights=args.inception_weights)
+
+    # Evaluate each direction, and save its sheet of examples.
+    sections = []
+    report = {"weights": str(args.weights), "data_dir": config.data_dir,
+              "classifier_accuracy": scorers.domain_accuracy, "missing": scorers.missing}  # fmt: skip
+    for task in (Task("ab", a, b, paired), Task("ba", b, a, paired)):
+        if args.direction in (task.direction, "both"):
+            rows, sheet = evaluate(weights.generators, task, scorers=scorers)
+            sections.append(evaluation_table(f"{task.source.name} to {task.target.name}", rows))
+            report[task.direction] = {
+                name: {key: asdict(estimate) for key, estimate in row.items()} for name, row in rows.items()
+            }
+            with atomic_write(args.out / f"sheet_{task.direction}.png") as temporary:
+                tensor_to_image(sheet).save(temporary, "PNG")
+
+    # Write the tables, with the accuracy of the classifier and the reasons for missing measures.
+    sections.append(f"The domain classifier is right on {100 * scorers.domain_accuracy:.0f} % of held-out real images.")
+    sections += [f"Left out: {reason}" for reason in scorers.missing]
+    text = "\n\n".join(sections)
+    write_text(args.out / "evaluation.json", json.dumps(report, indent=2))
+    write_text(args.out / "evaluation.md", text)
     return text
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate what the command line names."""
+    """Evaluate the weights or the run that the command line names. Returns the program's exit status."""
     args = parse_args(argv)
     if args.all_checkpoints:
-        text = rank_checkpoints(args.weights, args.data_dir, pick_device(args.device), args.out)
+        text = rank_checkpoints(args.weights, args.out, data_dir=args.data_dir, device=pick_device(args.device))
     else:
         text = run(args)
     print(f"{text}\n\nwritten to {printable(args.out)}")

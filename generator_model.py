@@ -1,4 +1,4 @@
-"""The generator: one image in, the same image in the other domain out."""
+"""The generator, which translates an image into the other domain, and the instance norm that all networks share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 Padding = Literal["reflect", "zero", "reflect-all"]
-SKIP_LIMIT = 0.999  # |x| is clamped to this before atanh; 0.001 of [-1, 1] is an eighth of one 8-bit grey level
+SKIP_LIMIT = 0.999  # |x| is clamped to this before atanh, which costs an eighth of one 8-bit grey level at most.
 
 
 class Generator(nn.Module):
@@ -23,26 +23,26 @@ class Generator(nn.Module):
     running statistics, and ReLU; a residual block has no ReLU after its sum.
 
     With `global_skip` the network f predicts the change to its input: tanh(atanh(x) + f(x)), with x clamped just
-    inside (-1, 1) and f's last layer starting at zero, so that an untrained generator returns its input.
-    Departs from the paper: the output is a change to the input, because with few images and steps a recognisable
-    translation is learned much sooner.
+    inside (-1, 1) and f's last layer starting at zero, so that an untrained generator returns its input. This departs
+    from the paper, because a recognisable translation is learned much sooner from few images and steps.
 
     Args:
-        num_residuals: residual blocks; the paper has 9 for 256 px and 6 for 128 px.
+        num_residuals: residual blocks; the paper uses 9 for 256 px and 6 for 128 px.
         base_channels: channels of the first layer (64 in the paper).
         padding: "reflect" as in the paper's reference implementation, where only the strided convolutions are padded
             with zeros; "reflect-all", reflection in these too; or "zero" everywhere.
         global_skip: predict the change to the input.
         norm_first: whether instance norm follows the first layer.
-        init_std: standard deviation of the initial weights, biases being zero; 0 keeps PyTorch's initialisation.
-        recompute: keep only the residual blocks' inputs for the backward pass, and compute the rest again when it comes
-            (Chen et al. 2016, arXiv 1604.06174). Changes memory and time, not the result.
+        init_std: standard deviation of the initial weights, with zero biases; 0 keeps PyTorch's initialisation.
+        recompute: keep only the residual blocks' inputs for the backward pass and recompute the rest in it (Chen et al.
+            2016, arXiv 1604.06174). This changes memory and time, not the result.
     """
 
     def __init__(
         self,
         num_residuals: int = 9,
         base_channels: int = 64,
+        *,
         padding: Padding = "reflect",
         global_skip: bool = False,
         norm_first: bool = True,
@@ -89,10 +89,10 @@ class Generator(nn.Module):
             (N, 3, H, W) in [-1, 1], of x's dtype, also under autocast.
 
         Raises:
-            ValueError: where H or W is no multiple of 4: the output would have another size.
+            ValueError: H or W is not a multiple of 4, so that the output would have another size.
         """
         if x.shape[-2] % 4 or x.shape[-1] % 4:
-            raise ValueError(f"the generator takes sides that are multiples of 4, got {x.shape[-1]}x{x.shape[-2]} px")
+            raise ValueError(f"the generator needs sides that are multiples of 4, got {x.shape[-1]}x{x.shape[-2]} px")
         y = self.stem(x)  # (N, c, H, W), c = base_channels
         y = self.down(y)  # (N, 4c, H/4, W/4)
         for block in self.residuals:
@@ -120,20 +120,20 @@ class ResidualBlock(nn.Module):
 
 
 class InstanceNorm(nn.Module):
-    """Each channel of each image to mean 0 and variance 1 (Ulyanov et al. 2016), without parameters or statistics.
+    """Normalises each channel of each image to mean 0 and variance 1 (Ulyanov et al. 2016), without learned parameters.
 
-    (N, C, H, W) to the same, in the input's dtype; sums are in float32 at least. Computed as group norm with one
+    Maps (N, C, H, W) to the same shape and dtype; sums are at least float32. It is computed as group norm with one
     channel a group, the same function: torch's own instance norm is slower on a CPU, and its gradient is wrong there
     for a batch of one image whose incoming gradient is `channels_last`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # which would copy x to float32 on a GPU
+        with torch.autocast(x.device.type, enabled=False):  # autocast would copy x to float32 on a GPU
             return F.group_norm(x, x.shape[1])  # (N, C, H, W)
 
 
 def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Padding) -> list[nn.Module]:
-    """A convolution of stride 1 that keeps the size, as layers: reflection needs one of its own."""
+    """A convolution of stride 1 that keeps the size, as a list of layers: reflection padding is a layer of its own."""
     if padding == "zero":
         return [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)]
     return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(in_channels, out_channels, kernel)]

@@ -1,8 +1,11 @@
-"""Other projects' CycleGAN generators into our format: `python import_weights.py SOURCE OUT`.
+"""Convert other projects' CycleGAN generators to our format: `python import_weights.py SOURCE OUT`.
 
-Recognised by name are gen_asian and gen_european, or both in checkpoint_<time>_<epoch>.pth.tar, of the original
-European-to-Asian project; <epoch>_net_G_A and <epoch>_net_G_B of the paper's reference implementation; gena and genb
-of the widespread tutorial, where genb makes images of domain b. weights/convert.py knows what is in them.
+Files are recognised by their names:
+- the original European-to-Asian project: gen_asian and gen_european, or checkpoint_<time>_<epoch> with both in one file
+- the paper's reference implementation: <epoch>_net_G_A and <epoch>_net_G_B
+- the widespread tutorial: gena and genb, where genb makes images of domain b
+
+weights/convert.py describes what is in them.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ from weights.foreign_pickle import ForeignFileError
 from weights.load import OTHER, Direction
 from weights.safetensors_file import write_generators
 
-FileSet = dict[Path, Direction | None]  # the directions that the names of files tell, if they do
+FileSet = dict[Path, Direction | None]  # The files of one model, and the direction that each name gives, if any.
 ENDING = r"\.(?:pth\.tar|pth|pt|tar)"
-FILE_NAMES: tuple[tuple[str, dict[str, Direction]], ...] = (  # which files belong together, and their directions
+# Names in lower case, without their endings. Files that differ only in the second group belong together, and that
+# group gives the direction.
+FILE_NAMES: tuple[tuple[str, dict[str, Direction]], ...] = (
     (r"(gen_)(asian|european)", {"asian": "ab", "european": "ba"}),
     (r"(.*net_g_)([ab])", {"a": "ab", "b": "ba"}),
     (r"(gen_?)([a-z])", {"b": "ab", "a": "ba"}),
@@ -33,57 +38,76 @@ BOTH_IN_ONE = r"checkpoint_.*"
 
 
 @dataclass(frozen=True)
+class Hints:
+    """What the user states because the files do not record it.
+
+    Attributes:
+        direction: which way the file SOURCE translates, whatever its name says; its partner translates the other way.
+            None if the names of the files are right.
+        swap: whether the files are named the other way round.
+        image_size: side of the training images, px; None for 256 above six residual blocks, and 128 otherwise.
+        norm_first: False for the tutorial's early version, which has no norm after the first layer. Its weights look
+            the same as those of the later version.
+    """
+
+    direction: Direction | None = None
+    swap: bool = False
+    image_size: int | None = None
+    norm_first: bool = True
+
+
+@dataclass(frozen=True)
 class Imported:
-    """What was imported; as text, what to tell the user."""
+    """What was imported. As text, it is the report for the user.
+
+    Attributes:
+        network: the layout and the size of the generators, in words.
+        files: the file that each direction was read from.
+        num_other_sets: how many older pairs of files were in the folder.
+    """
 
     network: str
     files: dict[Direction, Path]
     num_other_sets: int
 
     def __str__(self) -> str:
-        text = ", ".join(f"gen_{d} from {printable(path)}" for d, path in self.files.items())
+        text = ", ".join(f"gen_{direction} from {printable(path)}" for direction, path in self.files.items())
         if self.num_other_sets:
             text += f", the newest of {self.num_other_sets + 1}"
         if len(self.files) == 1:
-            text += "; the other direction is not there"
+            text += "; no generator was found for the other direction"
         return f"{self.network}: {text}"
 
 
 def import_weights(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    direction: Direction | None = None,
-    *,
-    swap: bool = False,
-    image_size: int | None = None,
-    norm_first: bool = True,
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, hints: Hints | None = None
 ) -> Imported:
-    """Write another project's generators to a .safetensors file that `checkpoint.load_generator` takes.
+    """Write another project's generators to a .safetensors file that `load_weights` can read.
 
     Args:
-        source: a folder, of which the newest pair of files is taken, or one file, with its partner beside it if it is
-            there. Otherwise the result has one direction only.
-        target: the .safetensors file to write. Where anything fails it is left as it was.
-        direction: what the file `source` does, if its name does not say so or is wrong; its partner does the other.
-        swap: the files are named the other way round.
-        image_size: side in px of the training images; None: 256 above six residual blocks, else 128.
-        norm_first: False for the tutorial's early version, without a norm after the first layer. Its weights look like
-            those of the later one.
+        source: a folder, from which the newest pair of files is imported, or a single file, which is imported together
+            with its partner if that is beside it. Without a partner, the result holds one direction only.
+        target: the .safetensors file to write. It stays unchanged if anything fails.
+        hints: what the files do not record.
 
     Raises:
-        UserError: no such file, a damaged or hostile one, or none of the known networks; or `target` cannot be written.
+        UserError: a file is missing, damaged, malicious or not a supported network, or `target` cannot be written.
     """
-    source, target = Path(source), Path(target)
+    source = Path(source)
+    target = Path(target)
+    hints = hints or Hints()
     if target.suffix != ".safetensors":
         raise UserError(f"the file to write must end in .safetensors, got {printable(target)}")
-    chosen, num_other_sets = choose_files(source, direction)
+    chosen, num_other_sets = choose_files(source, hints.direction)
     networks: dict[Direction, Network] = {}
     files: dict[Direction, Path] = {}
-    for path, told in chosen.items():
+    for path, named in chosen.items():
         try:
-            for d, tensors in generators_in(path, told, direction).items():
-                d = OTHER[d] if swap else d
-                networks[d], files[d] = convert(tensors, image_size, norm_first), path
+            found = generators_in(path, named, given_by_user=hints.direction is not None)
+            for stated, tensors in found.items():
+                direction = OTHER[stated] if hints.swap else stated
+                networks[direction] = convert(tensors, image_size=hints.image_size, norm_first=hints.norm_first)
+                files[direction] = path
         except ForeignFileError as error:
             raise UserError(f"{printable(path)} {error}") from error
     kinds = sorted({str(network) for network in networks.values()})
@@ -91,7 +115,7 @@ def import_weights(
         raise UserError(f"the two files hold different networks: {'; '.join(kinds)}")
     config = next(iter(networks.values())).config
     with atomic_write(target) as temporary:
-        generators = {f"gen_{d}": network.weights for d, network in networks.items()}
+        generators = {f"gen_{direction}": network.weights for direction, network in networks.items()}
         write_generators(temporary, generators, to_dict(config))
     return Imported(kinds[0], files, num_other_sets)
 
@@ -100,17 +124,27 @@ def import_weights(
 
 
 def choose_files(source: Path, direction: Direction | None) -> tuple[FileSet, int]:
-    """The files to read with their directions, None where the name does not tell, and how many other sets there are."""
+    """Choose the files to read, with their directions where these are known.
+
+    Args:
+        source: a folder or a file.
+        direction: which way the file `source` translates; None to go by its name.
+
+    Returns:
+        The files, and how many other complete sets a folder holds.
+
+    Raises:
+        UserError: there is no such file or folder, or the folder does not hold a complete set.
+    """
     if source.is_dir():
         if direction:
-            raise UserError("--direction is for one file: give the file, or --swap for a folder")
-        sets = [files for files in sets_of(source.rglob("*"))
-                if {*files.values()} == {"ab", "ba"} or is_both_in_one(next(iter(files)))]  # fmt: skip
+            raise UserError("--direction is for a single file; name the file, or use --swap for a folder")
+        sets = [files for files in sets_of(source.rglob("*")) if is_complete(files)]
         if not sets:
             raise UserError(
                 f"no pair of generators in {printable(source)}\n"
-                "looked for gen_asian and gen_european, *_net_G_A and *_net_G_B, gena and genb, checkpoint_*,\n"
-                "each .pth.tar, .pth, .pt or .tar; for a single file or another name, give the file itself"
+                "looked for gen_asian and gen_european, *_net_G_A and *_net_G_B, gena and genb, and checkpoint_*,\n"
+                "ending in .pth.tar, .pth, .pt or .tar; to import a file with another name, name the file itself"
             )
         return sets[-1], len(sets) - 1
     if not source.is_file():
@@ -121,16 +155,16 @@ def choose_files(source: Path, direction: Direction | None) -> tuple[FileSet, in
         others = [path for path in together if path != source]
         partner: FileSet = {others[0]: OTHER[direction]} if len(others) == 1 else {}
         return {source: direction, **partner}, 0
-    told: FileSet = {path: d for path, d in together.items() if d}
-    return (told if source in told else alone), 0
+    named: FileSet = {path: direction for path, direction in together.items() if direction}
+    return (named if source in named else alone), 0
 
 
 def sets_of(paths: Iterable[Path]) -> list[FileSet]:
-    """Files that belong together by their names, with the direction each name tells, in natural order."""
+    """Group files by their names, in natural order, with the direction that each name gives."""
     sets: dict[tuple[str, ...], FileSet] = {}
     for path in sorted((path for path in paths if path.is_file()), key=natural_order):
         if is_both_in_one(path):
-            sets[str(path),] = {path: None}
+            sets[(str(path),)] = {path: None}
         for pattern, directions in FILE_NAMES:
             match = re.fullmatch(f"{pattern}({ENDING})", path.name.lower())
             if match:
@@ -139,30 +173,36 @@ def sets_of(paths: Iterable[Path]) -> list[FileSet]:
     return list(sets.values())
 
 
+def is_complete(files: FileSet) -> bool:
+    """Whether a set has a file for each direction, or one file for both."""
+    return {*files.values()} == {"ab", "ba"} or any(is_both_in_one(path) for path in files)
+
+
 def is_both_in_one(path: Path) -> bool:
+    """Whether a file's name says that it holds both generators."""
     return re.fullmatch(BOTH_IN_ONE + ENDING, path.name.lower()) is not None
 
 
 def natural_order(path: Path) -> list[str | int]:
-    """A sort key by which epoch 10 follows epoch 9, and a word like "latest" all numbers."""
-    parts = re.split("([0-9]+)", str(path).lower())
+    """A sort key that puts epoch 10 after epoch 9, and a word like "latest" after all numbers."""
+    parts = re.split("([0-9]+)", str(path).lower())  # text and numbers alternate, and the first part is text
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Import what the command line names."""
-    parser = argparse.ArgumentParser(description="Turn other projects' CycleGAN generators into a .safetensors file.")
-    parser.add_argument("source", metavar="SOURCE", help="a folder, or one file; its partner beside it is found")
+    """Import the weights that the command line names."""
+    parser = argparse.ArgumentParser(description="Convert other projects' CycleGAN generators to a .safetensors file.")
+    parser.add_argument("source", metavar="SOURCE", help="a folder, or one file, whose partner is found beside it")
     parser.add_argument("target", metavar="OUT", help="the .safetensors file to write")
-    parser.add_argument("--direction", choices=("ab", "ba"), help="what SOURCE, one file, does; its partner the other")
-    parser.add_argument("--swap", action="store_true", help="the files are named the other way round")
-    parser.add_argument("--image-size", type=int, metavar="N", help="side in px of the images it was trained on")
-    parser.add_argument("--no-norm-first", action="store_true", help="early tutorial: no norm after the first layer")
-    given = parser.parse_args(argv)
-    print(import_weights(given.source, given.target, given.direction, swap=given.swap, image_size=given.image_size,
-                         norm_first=not given.no_norm_first))  # fmt: skip
-    out = printable(given.target)
+    parser.add_argument("--direction", choices=("ab", "ba"), help="direction of one file; its partner has the other")
+    parser.add_argument("--swap", action="store_true", help="exchange the directions that the files' names give")
+    parser.add_argument("--image-size", type=int, metavar="N", help="side of the training images, px")
+    parser.add_argument("--no-norm-first", action="store_true", help="for the tutorial's early version: no first norm")
+    args = parser.parse_args(argv)
+    hints = Hints(args.direction, args.swap, args.image_size, norm_first=not args.no_norm_first)
+    print(import_weights(args.source, args.target, hints=hints))
+    out = printable(args.target)
     print(f"wrote {out}; next: python translate.py PHOTO --weights {out}")
     return 0
 

@@ -13,10 +13,9 @@ from config import PRESETS, Config, parse_args
 if __name__ == "__main__":
     parse_args()  # answers --help and reports mistakes before the seconds that importing torch takes
 
-import re
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -45,9 +44,9 @@ from training.diff_augment import diff_augment
 from training.health import check_finite
 from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_loss
 from training.model import CycleGAN, backward, step_optimizer
-from training.run import Run, stop_requests
+from training.run import Run, explained_failures, open_device, stop_requests
 from training.run_log import RunLog
-from utils import UserError, command, normalize, pick_device, printable, seed_everything, uses_bf16
+from utils import UserError, command, normalize, printable, seed_everything, uses_bf16
 
 VALIDATION_IMAGES = 300  # Evaluations during training use at most this many images of each domain.
 
@@ -279,7 +278,7 @@ def translate_samples(model: CycleGAN, sample_a: Tensor, sample_b: Tensor) -> li
 
 
 def build_validation(images: Folders, samples: Folders, config: Config, device: torch.device) -> Validation | None:
-    """Who evaluates the generators during training, with a few hundred images; None where nobody is asked to."""
+    """Evaluations during training, on a few hundred images; None where the configuration asks for none."""
     if not config.evaluate_every_epochs:
         return None
     train_a, train_b, test_a, test_b = (
@@ -315,36 +314,6 @@ def report_error(model: CycleGAN, samples: Folders, config: Config) -> None:
     if config.paired_test:
         truth_a, truth_b = (load_images(folder.files, config.image_size) for folder in samples)
         print(paired_report(model.ema_gen_ab, model.ema_gen_ba, truth_a, truth_b, config.domain_a, config.domain_b))
-
-
-def open_device(config: Config) -> torch.device:
-    """The device to train on, made ready for steps that are all of one size."""
-    if distributed.count() > 1 and re.fullmatch(r"cuda:\d+", config.device):
-        raise UserError(f"--device {config.device} is one GPU, but there are {distributed.count()} processes: say cuda")
-    device = pick_device(config.device, distributed.local_rank())
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # pinned memory and the check for bfloat16 use the current device
-        torch.backends.cudnn.benchmark = True  # find the fastest convolutions once
-        torch.set_float32_matmul_precision("high")  # TF32, which convolutions use anyway
-    return device
-
-
-@contextmanager
-def explained_failures() -> Iterator[None]:
-    """UserError in place of the failures that a user can do something about: memory, workers, other processes."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError("the GPU is full: try --recompute, or lower --batch-size or --image-size") from error
-    except RuntimeError as error:
-        if distributed.is_peer_failure(error):
-            raise UserError(
-                f"another process has ended or cannot be reached: {str(error).splitlines()[0]}\n"
-                "the newest checkpoint is whole: fix that and run the same command again"
-            ) from error
-        if "DataLoader worker" in str(error):
-            raise UserError(f"{error}\noften the memory is full: lower --num-workers or --batch-size") from error
-        raise
 
 
 def start(config: Config) -> int:

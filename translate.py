@@ -1,4 +1,4 @@
-"""Photographs in, the same photographs with the faces translated out.
+"""Translate the faces in photographs and videos, and leave everything else as it is.
 
 python translate.py PHOTO... --weights RUN_OR_FILE [--direction ab|ba] [--out DIR]
 """
@@ -23,17 +23,7 @@ from tqdm import tqdm
 
 from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
 from photos.faces import Face, find_faces
-from photos.photo import (
-    FaceRegion,
-    Photo,
-    Pixels,
-    Region,
-    Storage,
-    WholeImage,
-    open_photo,
-    read_photo,
-    write_photo,
-)
+from photos.photo import FaceRegion, Photo, Pixels, Region, Storage, WholeImage, open_photo, read_photo, write_photo
 from photos.video import VIDEO_SUFFIXES, FaceSmoother, translate_video
 from training import distributed
 from utils import (
@@ -50,18 +40,19 @@ from utils import (
 )
 from weights.load import Direction, load_weights
 
-Writer = Callable[[Photo, Path | io.BytesIO, Storage], None]  # `write_photo`, with the user's wishes
+FaceFinder = Callable[[Pixels], Sequence[Face]]  # It finds the faces in (H, W, 3) uint8 RGB pixels.
+Writer = Callable[[Photo, Path | io.BytesIO, Storage], None]  # This is `write_photo` with the user's options.
 
 
 class Translator:
-    """Translates the faces in photographs, or whole images.
+    """Translates the faces in photographs, or whole images, in bfloat16 where the hardware supports it.
 
     Args:
-        generator: maps (N, 3, H, W) in [-1, 1] to the same, H and W multiples of 4; moved to `device`.
-        image_size: side of the images it was trained on, px.
-        template: where the landmarks lay in these, see `faces.measure_template`; None translates whole images.
-        device: where to run; in bfloat16 where the hardware supports it.
-        batch_size: crops that the generator takes at a time.
+        generator: maps (N, 3, H, W) in [-1, 1] to the same, for H and W that are multiples of 4; moved to `device`.
+        image_size: side of the images that the generator was trained on, px.
+        template: where the landmarks lie in these (see `photos.crops.measure_template`); None translates whole images.
+        device: the device to run on.
+        batch_size: the generator translates at most this many crops at a time.
     """
 
     def __init__(
@@ -77,42 +68,41 @@ class Translator:
         self.bf16 = has_fast_bf16(self.device)
         layout = fast_layout(self.device, self.bf16)
         self.generator = generator.to(self.device).to(memory_format=layout).eval()  # type: ignore[call-overload]
-        self.image_size, self.template, self.batch_size = image_size, template, batch_size
+        self.image_size = image_size
+        self.template = template
+        self.batch_size = batch_size
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The translated image, upright, of the same size; an image without a face is returned unchanged.
+        """Translate an image of any size; the result is upright. An image without a face is returned unchanged.
 
         Raises:
-            ValueError: a colour mode whose range is unknown (32 bits a channel).
+            ValueError: the image has 32 bits a channel, and so an unknown range.
         """
         photo = open_photo(image)
         self.translate([photo])
         return photo.result
 
-    def translate(self, photos: Sequence[Photo], find: Callable[[Pixels], Sequence[Face]] = find_faces) -> None:
-        """Translate photographs in place, crops of equal size together.
-
-        `find` finds the faces in (H, W, 3) uint8 RGB pixels.
-        """
+    def translate(self, photos: Sequence[Photo], find: FaceFinder = find_faces) -> None:
+        """Translate photographs in place, with crops of the same shape in common batches; `find` finds their faces."""
         for photo in photos:
-            photo.regions = self._find_regions(photo.seen, find)
-        jobs = [(photo, region, region.crop(photo.seen)) for photo in photos for region in photo.regions]
+            photo.regions = self._find_regions(photo.pixels, find)
+        jobs = [(photo, region, region.crop(photo.pixels)) for photo in photos for region in photo.regions]
         for shape in sorted({crop.shape for *_, crop in jobs}):
             same_shape = [job for job in jobs if job[2].shape == shape]
             for start in range(0, len(same_shape), self.batch_size):
                 batch = same_shape[start : start + self.batch_size]
                 results = self._run(np.stack([before for *_, before in batch]))
                 for (photo, region, before), after in zip(batch, results, strict=True):
-                    region.put_back(photo.colours, before, after)
+                    region.put_back(photo.colours, before=before, after=after)
 
-    def _find_regions(self, pixels: Pixels, find: Callable[[Pixels], Sequence[Face]]) -> Sequence[Region]:
+    def _find_regions(self, pixels: Pixels, find: FaceFinder) -> Sequence[Region]:
         if self.template is None:
             return [WholeImage(self.image_size)]
         return [FaceRegion(face, self.template, self.image_size) for face in find(pixels)]
 
     @torch.inference_mode()
     def _run(self, crops: np.ndarray) -> np.ndarray:
-        """(N, H, W, 3), 0 to 255, through the generator; float32."""
+        """Run the generator on (N, H, W, 3) crops, 0 to 255; the result is float32 of the same shape and range."""
         images = normalize(torch.from_numpy(crops).permute(0, 3, 1, 2).to(self.device))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             translated: Tensor = self.generator(images)
@@ -129,31 +119,31 @@ def load_translator(
     like: str | os.PathLike[str] | None = None,
     batch_size: int = 8,
 ) -> Translator:
-    """A translator with the weights of a run (its newest checkpoint), of a checkpoint or of a .safetensors file.
+    """Build a translator from trained weights.
 
     Args:
-        weights: where they are.
-        direction: "ab" (domain a to b) or "ba".
+        weights: a run's folder (its newest checkpoint), a checkpoint, or a .safetensors file.
+        direction: "ab" translates from domain a to b, "ba" from b to a.
         device: auto, cpu, cuda, cuda:N or mps.
-        crops: translate whole images, which are cropped like the training images or show no faces.
-        like: a folder of images cropped like the training images, where the weights do not record the template.
-        batch_size: crops that the generator takes at a time.
+        crops: translate whole images instead of the faces in them.
+        like: a folder of images cropped like the training images, for weights that do not record the face template.
+        batch_size: the generator translates at most this many crops at a time.
 
     Raises:
-        UserError: no such weights, device or images.
+        UserError: the weights, the device or the images do not exist or cannot be used.
     """
-    found, place = load_weights(weights), pick_device(device, distributed.local_rank())
-    template = None if crops else measure_examples(Path(like)) if like else found.template
-    return Translator(found.generator(direction), found.config.image_size, template=template, device=place,
-                      batch_size=batch_size)  # fmt: skip
-
-
-def measure_examples(folder: Path) -> Template | None:
-    """Where the landmarks lie in a folder's images, None if these show no faces; UserError without images."""
-    examples = scan_folder(folder).files
-    if not examples:
-        raise UserError(f"no usable images in {printable(folder)}")
-    return measure_faces(examples)
+    loaded = load_weights(weights)
+    place = pick_device(device, distributed.local_rank())
+    template = loaded.template
+    if crops:
+        template = None
+    elif like:
+        examples = scan_folder(Path(like))
+        if not examples.files:
+            raise UserError(f"no usable images in {printable(like)}")
+        template = measure_faces(examples.files)
+    generator = loaded.generator(direction)
+    return Translator(generator, loaded.config.image_size, template=template, device=place, batch_size=batch_size)
 
 
 # --- Files
@@ -161,176 +151,180 @@ def measure_examples(folder: Path) -> Template | None:
 
 @dataclass
 class Summary:
-    """What happened to the files of the command line."""
+    """What happened to the files that the command line names."""
 
     num_translated: int = 0
     num_faces: int = 0
-    num_faceless: int = 0
+    num_unchanged: int = 0
     skipped: list[str] = field(default_factory=list)
 
     def add(self, photo: Photo) -> None:
-        self.num_translated += bool(photo.regions)
-        self.num_faces += photo.num_faces
-        self.num_faceless += not photo.regions
+        """Count a file that has been written."""
+        if photo.regions:
+            self.num_translated += 1
+            self.num_faces += photo.num_faces
+        else:
+            self.num_unchanged += 1
 
     def skip(self, source: Path, error: Exception) -> None:
-        reason, *_ = str(error).splitlines() or [type(error).__name__]
+        """Record why a file was skipped."""
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         self.skipped.append(f"  {printable(source)}: {reason}")
 
     def __str__(self) -> str:
-        text = f"translated {self.num_translated} files" + f", {self.num_faces} faces" * bool(self.num_faces)
-        text += f"; {self.num_faceless} without a face were left as they are" * bool(self.num_faceless)
-        return "\n".join([text, *([f"skipped {len(self.skipped)}:", *self.skipped] if self.skipped else [])])
+        text = f"translated {_count(self.num_translated, 'file')}"
+        if self.num_faces:
+            text += f", {_count(self.num_faces, 'face')}"
+        if self.num_unchanged:
+            text += f"; left {_count(self.num_unchanged, 'file')} without a face unchanged"
+        if self.skipped:
+            text += "\n".join([f"\nskipped {_count(len(self.skipped), 'file')}:", *self.skipped])
+        return text
+
+
+def _count(number: int, noun: str) -> str:
+    """A number and a noun: "1 file", "2 files"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def find_jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Pairs of a file to translate and the file to write; what is below a folder keeps its subfolders.
+    """Pairs of a file to translate and the file to write; the results of a folder keep its subfolders.
 
     Raises:
-        UserError: a source is not there, two results would have one name, or a result would replace a source.
+        UserError: a source does not exist, two results would have the same name, or a result would replace a source.
     """
     jobs: list[tuple[Path, Path]] = []
     written_to = out.resolve()
     for source in sources:
-        if source.is_dir():
-            if source.resolve() == written_to:
-                raise UserError(f"{printable(source)} would be overwritten: choose another folder with --out")
-            files = [file for file in visible_files(source) if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES]
-            if source.resolve() in written_to.parents:  # then earlier results are among them
-                files = [file for file in files if written_to not in file.resolve().parents]
-            jobs += [(file, out / file.relative_to(source)) for file in files]
-        elif source.exists():
+        if not source.exists():
+            raise UserError(f"{printable(source)} does not exist")
+        if not source.is_dir():
             jobs.append((source, out / source.name))
-        else:
-            raise UserError(f"there is no {printable(source)}")
-    made_from: dict[Path, Path] = {}
+            continue
+        files = [file for file in visible_files(source) if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES]
+        if source.resolve() in written_to.parents:  # The results of earlier runs are not translated again.
+            files = [file for file in files if written_to not in file.resolve().parents]
+        jobs += [(file, out / file.relative_to(source)) for file in files]
+    source_of: dict[Path, Path] = {}
     for source, target in jobs:
         if target.resolve() == source.resolve():
             raise UserError(f"{printable(source)} would be overwritten: choose another folder with --out")
-        if target in made_from:
+        if target in source_of:
             raise UserError(
-                f"{printable(made_from[target])} and {printable(source)} would both become {printable(target)}\n"
-                "translate them one after the other, with another --out"
+                f"{printable(source_of[target])} and {printable(source)} would both become {printable(target)}\n"
+                "translate them in separate runs, each with its own --out folder"
             )
-        made_from[target] = source
+        source_of[target] = source
     return jobs
 
 
-def translate_files(translator: Translator, jobs: Sequence[tuple[Path, Path]], write: Writer) -> Summary:
-    """Translate files to files, several images at a time; what cannot be read is skipped with a reason."""
+def translate_files(translator: Translator, jobs: Sequence[tuple[Path, Path]], *, write: Writer) -> Summary:
+    """Translate files to files, several images at a time; files that cannot be read or written are skipped."""
     summary = Summary()
     with tqdm(total=len(jobs), unit=" files", leave=False, disable=None) as bar:
         for start in range(0, len(jobs), translator.batch_size):
             batch = jobs[start : start + translator.batch_size]
+            # Translate videos one by one, and read a batch of images.
             opened = []
             for source, target in batch:
                 try:
-                    if not source.is_file():  # a pipe would block for ever
+                    if not source.is_file():  # Reading from a pipe would block for ever.
                         raise UserError("not a regular file")
                     if source.suffix.lower() in VIDEO_SUFFIXES:
-                        summary.add(translate_frames(translator, source, target))
+                        summary.add(_translate_video_file(translator, source, target))
                     else:
                         opened.append((source, *read_photo(source), target))
-                except Exception as error:  # decoders of damaged files raise anything; whatever it is, it is the reason
+                except Exception as error:  # Decoders may raise any exception on a damaged file.
                     summary.skip(source, error)
+            # Translate the faces of all these images together.
             translator.translate([photo for _, photo, *_ in opened])
+            # Write the results.
             for source, photo, storage, target in opened:
                 try:
                     with atomic_write(target) as temporary:
                         write(photo, temporary, storage)
                     summary.add(photo)
-                except (ValueError, OSError) as error:  # this one cannot be written; others may
+                except (ValueError, OSError) as error:
                     summary.skip(source, error)
             bar.update(len(batch))
     return summary
 
 
-def translate_frames(translator: Translator, source: Path, target: Path) -> Photo:
-    """Translate a video; returns the frame that showed most faces."""
+def _translate_video_file(translator: Translator, source: Path, target: Path) -> Photo:
+    """Translate a video, and return its frame with the most faces for the summary."""
     smoother = FaceSmoother()
     fullest: Photo | None = None
 
     def change(pixels: Pixels) -> Pixels:
         nonlocal fullest
         photo = open_photo(Image.fromarray(pixels))
-        translator.translate([photo], lambda seen: smoother(find_faces(seen)))
+        translator.translate([photo], lambda frame: smoother(find_faces(frame)))
         if fullest is None or len(photo.regions) > len(fullest.regions):
             fullest = photo
         return photo.colours
 
-    translate_video(source, target, change)
-    assert fullest is not None  # a video without frames is an error
+    translate_video(source, target, change=change)
+    assert fullest is not None  # `translate_video` raises an error for a video without frames.
     return fullest
 
 
-def translate_stream(translator: Translator, source: IO[bytes], target: IO[bytes], write: Writer) -> None:
-    """Translate one image from a stream to another; UserError where it cannot be read."""
+def translate_stream(translator: Translator, source: IO[bytes], *, target: IO[bytes], write: Writer) -> None:
+    """Translate one image from a binary stream to another; UserError where it cannot be read."""
     try:
         photo, storage = read_photo(io.BytesIO(source.read()))
-    except Exception as error:  # decoders of damaged files raise anything; whatever it is, it is the reason
-        raise UserError(f"the standard input is not an image that can be read: {error}") from error
+    except Exception as error:  # Decoders may raise any exception on a damaged file.
+        raise UserError(f"the standard input is not a readable image: {error}") from error
     translator.translate([photo])
-    result = io.BytesIO()  # some formats seek
+    result = io.BytesIO()  # Some formats need to seek in the file that they write.
     write(photo, result, storage)
     target.write(result.getvalue())
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; a mistake ends the program with status 2 and says why."""
+    """Parse the command line; exit with status 2 and a message if it is wrong."""
     parser = argparse.ArgumentParser(description="Translate the faces in photographs and videos.")
     add = parser.add_argument
-    add(
-        "photos",
-        nargs="+",
-        metavar="PHOTO",
-        help="images, videos and folders; - reads an image from the standard input",
-    )
+    add("photos", nargs="+", metavar="PHOTO", help="images, videos and folders; - reads an image from standard input")
     add("--weights", required=True, help="a run's folder, a checkpoint, or a .safetensors file")
-    add("--direction", choices=("ab", "ba"), default="ab", help="a to b (European to Asian) or back (%(default)s)")
+    add("--direction", choices=("ab", "ba"), default="ab", help="a to b (European to Asian) or b to a (%(default)s)")
     add("--out", type=Path, default=Path("translated"), help="the folder to write to (%(default)s)")
-    add(
-        "--crops", action="store_true", help="the images are cropped like the training images already, or show no faces"
-    )
-    add(
-        "--like",
-        type=Path,
-        metavar="DIR",
-        help="images cropped as the weights want them, if these do not know",
-    )
-    add("--side-by-side", action="store_true", help="write before and after in one picture")
-    add("--no-metadata", action="store_true", help="do not note in the file that a trained model has changed the image")
-    add("--batch-size", type=int, default=8, metavar="N", help="images that are translated together (%(default)s)")
+    add("--crops", action="store_true", help="translate whole images: they are already cropped, or do not show faces")
+    add("--like", type=Path, metavar="DIR", help="images cropped like the training images, if the weights need them")
+    add("--side-by-side", action="store_true", help="write the original and the result next to each other in one image")
+    add("--no-metadata", action="store_true", help="do not record in the file that a trained model changed the image")
+    add("--batch-size", type=int, default=8, metavar="N", help="translate N images at a time (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1, got {args.batch_size}")
     if "" in args.photos:
-        parser.error("a photograph's name is empty")
+        parser.error("argument PHOTO: must not be empty")
     if "-" in args.photos and len(args.photos) > 1:
-        parser.error("- stands alone: the result goes to the standard output")
+        parser.error("argument PHOTO: - cannot be combined with other inputs, since its result goes to standard output")
     return args
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Translate what the command line names; 0 if nothing was skipped."""
+    """Translate what the command line names; return 1 if any file was skipped, otherwise 0."""
     args = parse_args(argv)
     write = partial(write_photo, side_by_side=args.side_by_side, label=not args.no_metadata)
-    translator = load_translator(args.weights, args.direction, device=args.device, crops=args.crops, like=args.like,
-                                 batch_size=args.batch_size)  # fmt: skip
+    translator = load_translator(
+        args.weights, args.direction, device=args.device, crops=args.crops, like=args.like, batch_size=args.batch_size
+    )
     if translator.template is None and not args.crops:
-        reason = "the example images show no faces" if args.like else "these weights record no faces (see --like)"
-        print(f"{reason}: whole images are translated", file=sys.stderr)
+        reason = "the images of --like do not show faces" if args.like else "the weights record no faces (see --like)"
+        print(f"translating whole images: {reason}", file=sys.stderr)
     if args.photos == ["-"]:
         if sys.stdin is None:
             raise UserError("the standard input is closed")
-        translate_stream(translator, sys.stdin.buffer, sys.stdout.buffer, write)
+        translate_stream(translator, sys.stdin.buffer, target=sys.stdout.buffer, write=write)
         return 0
     jobs = find_jobs([Path(photo) for photo in args.photos], args.out)
     own_jobs = jobs[distributed.rank() :: distributed.count()]
-    summary = translate_files(translator, own_jobs, write)
-    print(f"{summary}\nin {printable(args.out)}")
-    # torchrun would end the other processes if one of them failed
+    summary = translate_files(translator, own_jobs, write=write)
+    print(f"{summary}\nresults: {printable(args.out)}")
+    # Several processes return 0 even so: torchrun would stop all of them if one failed.
     return 1 if summary.skipped and distributed.count() == 1 else 0
 
 

@@ -1,4 +1,4 @@
-"""Images to tensors and back, image grids, seeds, device, signals, atomic files. Nothing here knows what a GAN is."""
+"""Helpers for every program: images and tensors, image grids, seeds, devices, user errors, and atomic file writes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-ORIENTATION = 0x0112  # the EXIF tag
-MAX_PIXELS = 89_478_485  # Pillow warns above this and fails above twice this; we refuse above this
-
-
+ORIENTATION = 0x0112  # This EXIF tag says how to turn an image upright.
+MAX_PIXELS = 89_478_485  # We refuse images with more pixels. Pillow warns above this, and fails above twice this.
 Template = tuple[tuple[float, float], ...]  # A face's five landmarks (x, y) as fractions of its crop's side.
 
 
 class UserError(ValueError):
-    """Something the user can put right: programs print its text without a traceback."""
+    """An error that the user can correct. Programs print its message without a traceback."""
 
 
 Main = Callable[[Sequence[str] | None], int]
@@ -36,7 +34,7 @@ Main = Callable[[Sequence[str] | None], int]
 def command(main: Main) -> Callable[..., int]:
     """Wrap a program's `main`, which takes the command line and returns the exit status.
 
-    Errors that the user can put right end it with a short message and status 1, Ctrl-C with 130.
+    An error that the user can correct ends the program with a short message and status 1, and Ctrl-C with status 130.
     """
 
     @functools.wraps(main)
@@ -45,7 +43,7 @@ def command(main: Main) -> Callable[..., int]:
             return main(argv)
         except UserError as error:
             message = str(error)
-        except OSError as error:  # a worker's holds a traceback, whose last line says what happened
+        except OSError as error:  # the text of a loader's worker is a traceback, and its last line is the error
             message = (str(error).strip() or repr(error)).splitlines()[-1]
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
@@ -55,25 +53,25 @@ def command(main: Main) -> Callable[..., int]:
     return wrapped
 
 
-def read_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, preview: bool = False) -> Image.Image:
-    """Read the first frame of an image file, whatever its name, as an upright RGB image of 8 bits a channel.
+def read_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, *, preview: bool = False) -> Image.Image:
+    """Read the first frame of an image file as an upright RGB image with 8 bits per channel.
 
-    Args and errors as of `open_image`; see `to_rgb` for the colours.
+    See `open_image` for the arguments and errors, and `to_rgb` for the colours.
     """
-    return to_rgb(turn_upright(open_image(source, min_side, preview)))
+    return to_rgb(turn_upright(open_image(source, min_side, preview=preview)))
 
 
-def open_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, preview: bool = False) -> Image.Image:
-    """Decode the first frame of an image file, whole, so that a truncated file does not pass; its mode stays.
+def open_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, *, preview: bool = False) -> Image.Image:
+    """Decode the first frame of an image file in its own mode. The frame is decoded fully, to detect truncated files.
 
     Args:
-        source: path or binary file.
+        source: a path or a binary file; its format is recognised by its content, not by its name.
         min_side: refuse images with a shorter side than this, px.
-        preview: decode a JPEG to a grey eighth of its size, which is faster and as good for finding damage.
+        preview: decode a JPEG in grey at an eighth of its size, which is faster and finds damage just as well.
 
     Raises:
-        OSError, ValueError, SyntaxError: no image of these formats, damaged, too small or too large. Pillow has no
-            common error for bad data: some decoders raise others still.
+        OSError, ValueError, SyntaxError: the file is not an image in one of IMAGE_FORMATS, is damaged, too small or too
+            large. Pillow does not have a common exception for bad data, and some decoders raise yet others.
     """
     try:
         opened = Image.open(source, formats=IMAGE_FORMATS)
@@ -91,17 +89,16 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, pr
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation wants it shown; the very same where that is as it is."""
+    """Turn an image upright according to its EXIF orientation; an upright image is returned unchanged."""
     return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB of 8 bits a channel: 16-bit grey is scaled, transparency is laid on white.
-
-    One that is so already is returned as it is.
+    """Convert an image of any mode to RGB with 8 bits per channel: scale 16-bit grey, and put a white background
+    behind transparent pixels. An opaque RGB image is returned unchanged.
 
     Raises:
-        ValueError: 32 bits a channel.
+        ValueError: the image has 32 bits per channel.
     """
     if image.mode in ("I", "F"):
         raise ValueError("32-bit images are not supported: their range is unknown")
@@ -114,39 +111,47 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_to_pixels(image: Image.Image | np.ndarray) -> Tensor:
-    """RGB image of 8 bits a channel, (H, W, 3), to a uint8 tensor (3, H, W)."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy: torch wants to own writable memory
+    """Convert an RGB image with 8 bits per channel, (H, W, 3), to a uint8 tensor (3, H, W)."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # a copy, because the tensor must be writable
     return pixels.permute(2, 0, 1).contiguous()
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """Pixel values 0 to 255, of any dtype and shape, to float32 in [-1, 1]."""
+    """Scale pixel values 0 to 255, of any dtype and shape, to float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
 def denormalize(images: Tensor) -> Tensor:
-    """Images in [-1, 1], floating point of any shape, to pixel values 0 to 255 of the same dtype."""
+    """Scale floating-point images in [-1, 1], of any shape, to pixel values 0 to 255 of the same dtype."""
     return (images + 1) * 127.5
 
 
 def quantize(images: Tensor) -> Tensor:
-    """Images in [-1, 1], floating point of any shape, to uint8 pixels, rounded and clipped."""
+    """Convert floating-point images in [-1, 1], of any shape, to uint8 pixels, rounded and clipped to 0 to 255."""
     return denormalize(images).round().clamp(0, 255).to(torch.uint8)
 
 
 def image_to_tensor(image: Image.Image | np.ndarray) -> Tensor:
-    """RGB image of 8 bits a channel, (H, W, 3), to a float32 tensor (3, H, W) in [-1, 1]."""
+    """Convert an RGB image with 8 bits per channel, (H, W, 3), to a float32 tensor (3, H, W) in [-1, 1]."""
     return normalize(image_to_pixels(image))
 
 
 def tensor_to_image(tensor: Tensor) -> Image.Image:
-    """Floating-point tensor (3, H, W) in [-1, 1] to an RGB image: the inverse of `image_to_tensor`, clipped."""
+    """Convert a floating-point tensor (3, H, W) in [-1, 1] to an RGB image; values outside this range are clipped."""
     return Image.fromarray(quantize(tensor.detach().cpu().float()).permute(1, 2, 0).numpy())
 
 
 def image_grid(columns: Sequence[Tensor], padding: int = 2) -> Tensor:
-    """Batches side by side: from C tensors (N, 3, H, W) in [-1, 1], one picture (3, H', W') with N rows of C images."""
-    from torchvision.utils import make_grid  # as slow to import as torch: only who draws waits for it
+    """Arrange batches side by side.
+
+    Args:
+        columns: C floating-point tensors (N, 3, H, W) in [-1, 1].
+        padding: width of the white lines between the images, px.
+
+    Returns:
+        One float32 image (3, H', W') with N rows of C images.
+    """
+    from torchvision.utils import make_grid  # not at the top: programs that draw no grid start faster without it
 
     cells = torch.stack([column.detach().cpu().float() for column in columns], dim=1).flatten(0, 1)
     grid: Tensor = make_grid(cells, nrow=len(columns), padding=padding, pad_value=1.0)
@@ -154,35 +159,42 @@ def image_grid(columns: Sequence[Tensor], padding: int = 2) -> Tensor:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global random generators of Python, NumPy and torch (all devices)."""
+    """Seed the global random generators of Python, NumPy and torch, on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def pick_device(name: str, gpu: int = 0) -> torch.device:
-    """The device called `name`; "auto" is the first of cuda, mps, cpu that is there. UserError if there is none.
+    """The torch device for a device knob.
 
-    Where a GPU's number is not said, `gpu` is taken.
+    Args:
+        name: "cpu", "mps", "cuda", "cuda:N", or "auto" for the first of cuda, mps and cpu that is available.
+        gpu: the number of the GPU if the name does not give one.
+
+    Raises:
+        UserError: the name is not valid, or the device is not available.
     """
-    has_mps, num_gpus = torch.backends.mps.is_available(), torch.cuda.device_count()
+    has_mps = torch.backends.mps.is_available()
+    num_gpus = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,2})?", name):
         raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
     device = torch.device("cuda", gpu) if name == "cuda" else torch.device(name)
     if device.type == "mps" and not has_mps:
-        raise UserError("device mps is not here; try --device auto")
+        raise UserError("device mps is not available; try --device auto")
     if device.type == "cuda" and device.index >= num_gpus:
-        cure = "start no more processes than that" if gpu else "try --device auto"
-        raise UserError(f"device {device} is not here: torch sees {num_gpus} CUDA GPUs; {cure}")
+        advice = "start at most that many processes" if gpu else "try --device auto"
+        raise UserError(f"device {device} is not available: torch found {num_gpus} CUDA GPUs; {advice}")
     return device
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device itself computes in bfloat16, so that autocast pays.
+    """Whether the device has instructions for bfloat16, so that autocast makes it faster.
 
-    CUDA GPUs do since Ampere (compute capability 8.0), CPUs with AVX512-BF16 or AMX (torch tells since 2.11).
+    These are CUDA GPUs since Ampere (compute capability 8.0), and CPUs with AVX512-BF16 or AMX. torch has reported the
+    latter since 2.11; earlier versions count every CPU as slow.
     """
     if device.type == "cpu":
         abilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -191,45 +203,47 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def uses_bf16(amp: str, device: torch.device) -> bool:
-    """What the knob `amp` means on a device: "bf16", "off", or "auto", which is bf16 where that pays."""
+    """Whether to compute in bfloat16: yes for `amp` "bf16", no for "off", and only if that is fast for "auto"."""
     return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
 
 
 def fast_layout(device: torch.device, bf16: bool, compiled: bool = False) -> torch.memory_format:
-    """The memory format in which a network is fastest: channels_last for convolutions in bfloat16.
+    """The memory format in which a network is fastest: channels_last for bfloat16, and contiguous otherwise.
 
-    Except on a GPU, unless compiled: our group norms are slow in it there (pytorch/pytorch#194616).
+    Networks on a GPU that are not compiled stay contiguous, because group norm is slow in channels_last there
+    (https://github.com/pytorch/pytorch/issues/194616).
     """
     return torch.channels_last if bf16 and (compiled or device.type == "cpu") else torch.contiguous_format
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path as text that can be shown on one line, whatever its name holds: the rest is escaped."""
+    """A path as text for one line: characters that cannot be printed are escaped."""
     text = os.fspath(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file's path to write to, which becomes `path` when the block ends without an error.
+    """Yield the path of a temporary file to write, which replaces `path` when the block ends without an error.
 
     Raises:
-        UserError: the disk is full or the file cannot be written; nothing is left of it, and an older `path` stays.
+        UserError: the disk is full, or the file cannot be written. The temporary file is removed, and `path` is
+            unchanged.
     """
-    temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")  # nobody's file, and not too long a name
+    temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")  # a unique name that is not too long
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _flush_to_disk(temporary)
         os.replace(temporary, path)
         _flush_to_disk(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of an OSError
+    except (OSError, RuntimeError) as error:  # torch.save turns an OSError into a RuntimeError
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         if type(reason) is RuntimeError:
-            raise  # not about the file: an error of the GPU, say, that shows only now
+            raise  # the file is not the problem: an earlier error of the GPU may appear only here
         raise UserError(
             f"could not write {printable(path)}: {reason}\n"
-            "what was there before is untouched; make room and run the command again"
+            "an earlier version is unchanged; check the free space and permissions, and run the command again"
         ) from error
     finally:
         with suppress(OSError):
@@ -237,7 +251,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _flush_to_disk(path: Path) -> None:
-    """fsync a file or, where the system can, a folder."""
+    """fsync a file or a folder; Windows cannot do this for folders."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

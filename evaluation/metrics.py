@@ -1,4 +1,4 @@
-"""What a translation is worth: errors, similarities and distances, with the doubt that few images leave."""
+"""Errors, similarities and distances that measure translations, each with the uncertainty of a small sample."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from torch import Tensor, nn
 
 from utils import denormalize
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # px (Wang et al. 2004)
-BOOTSTRAP_ROUNDS = 1000
+# SSIM as Wang et al. 2004 define it (section III B and C).
+SSIM_WINDOW = 11  # The window that SSIM compares has sides of this many px.
+SSIM_SIGMA = 1.5  # The window's weights fall off as a Gaussian with this standard deviation, px.
+SSIM_C1 = 0.01**2  # This keeps the quotient of the means stable where both are near 0.
+SSIM_C2 = 0.03**2  # This keeps the quotient of the variances stable where both are near 0.
+BOOTSTRAP_ROUNDS = 1000  # An interval for a mean comes from this many resampled means.
+KERNEL_BOOTSTRAP_ROUNDS = 200  # An interval for a kernel distance comes from fewer, because each costs more.
+CONFIDENCE = (0.025, 0.975)  # A 95 % interval lies between these quantiles.
 
 
 def mean_absolute_error(images: Tensor, truth: Tensor) -> float:
@@ -21,7 +27,7 @@ def mean_absolute_error(images: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def translate_in_batches(generator: nn.Module, images: Tensor, batch_size: int = 8) -> Tensor:
+def translate_in_batches(generator: nn.Module, images: Tensor, *, batch_size: int = 8) -> Tensor:
     """Translate (N, 3, H, W) images in [-1, 1], `batch_size` at a time; the result is on the images' device."""
     device = next(generator.parameters()).device
     return torch.cat([generator(batch.to(device)).to(images.device) for batch in torch.split(images, batch_size)])
@@ -30,27 +36,27 @@ def translate_in_batches(generator: nn.Module, images: Tensor, batch_size: int =
 def paired_report(
     gen_ab: nn.Module, gen_ba: nn.Module, images_a: Tensor, images_b: Tensor, name_a: str, name_b: str
 ) -> str:
-    """How far translations are from the truth, beside leaving the images alone, as text.
+    """Compare the error of both generators with the error of returning the input unchanged, as four lines of text.
 
     Args:
         gen_ab, gen_ba: the generators of both directions.
-        images_a, images_b: (N, 3, H, W) in [-1, 1]; images of one index are true translations of each other.
-        name_a, name_b: what to call the domains.
+        images_a, images_b: (N, 3, H, W) in [-1, 1]; images with the same index are true translations of each other.
+        name_a, name_b: the names of the domains in the text.
     """
-    nothing = max(mean_absolute_error(images_a, images_b), 1e-12)  # pairs may be equal
+    error_unchanged = max(mean_absolute_error(images_a, images_b), 1e-12)  # avoids 0 / 0 where the pairs are equal
     error_ab = mean_absolute_error(translate_in_batches(gen_ab, images_a), images_b)
     error_ba = mean_absolute_error(translate_in_batches(gen_ba, images_b), images_a)
     return (
-        f"mean absolute error to the truth on {len(images_a)} held-out pairs, images in [0, 1]:\n"
-        f"  doing nothing {nothing:.4f}\n"
-        f"  {name_a} to {name_b} {error_ab:.4f}, {error_ab / nothing:.2f} of doing nothing\n"
-        f"  {name_b} to {name_a} {error_ba:.4f}, {error_ba / nothing:.2f} of doing nothing"
+        f"mean absolute error on {len(images_a)} held-out pairs, for images in [0, 1]:\n"
+        f"  doing nothing {error_unchanged:.4f}\n"
+        f"  {name_a} to {name_b} {error_ab:.4f}, {error_ab / error_unchanged:.2f} times the error of doing nothing\n"
+        f"  {name_b} to {name_a} {error_ba:.4f}, {error_ba / error_unchanged:.2f} times the error of doing nothing"
     )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` images, and the interval that holds the true one with 95 % confidence."""
+    """A quantity measured on `count` images, with its 95 % confidence interval from `low` to `high`."""
 
     value: float
     low: float
@@ -62,16 +68,19 @@ class Estimate:
 
 
 def bootstrap(values: np.ndarray) -> Estimate | None:
-    """The mean of one number an image, with its percentile bootstrap interval (Efron 1979); None for no images.
+    """The mean of one value per image, with its percentile bootstrap interval (Efron 1979).
 
     Args:
-        values: (N,) float; NaN where an image has no number.
+        values: (N,) float; NaN for images that have no value.
+
+    Returns:
+        None where no image has a value.
     """
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return None
     draws = np.random.default_rng(0).integers(0, len(values), (BOOTSTRAP_ROUNDS, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), (0.025, 0.975))
+    low, high = np.quantile(values[draws].mean(axis=1), CONFIDENCE)
     return Estimate(float(values.mean()), float(low), float(high), len(values))
 
 
@@ -83,15 +92,16 @@ def absolute_errors(images: Tensor, truth: Tensor) -> np.ndarray:
 
 
 def ssim(images: Tensor, truth: Tensor) -> np.ndarray:
-    """Structural similarity of each image to its truth, (N,), 1 for equal ones (Wang et al. 2004, Eq. 13).
+    """Structural similarity of each image to its ground truth, (N,); equal images score 1 (Wang et al. 2004, Eq. 13).
 
     Args:
-        images, truth: (N, 3, H, W) in [-1, 1], at least SSIM_WINDOW px a side.
+        images, truth: (N, 3, H, W) in [-1, 1], with sides of at least SSIM_WINDOW px.
     """
-    x, y = denormalize(images) / 255, denormalize(truth) / 255
+    x = denormalize(images) / 255
+    y = denormalize(truth) / 255
     offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
     bell = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
-    window = torch.outer(bell, bell) / bell.sum() ** 2
+    window = torch.outer(bell, bell) / bell.sum() ** 2  # (SSIM_WINDOW, SSIM_WINDOW)
 
     def blur(image: Tensor) -> Tensor:
         return F.conv2d(image, window.expand(3, 1, -1, -1), groups=3)
@@ -99,43 +109,43 @@ def ssim(images: Tensor, truth: Tensor) -> np.ndarray:
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    per_image: np.ndarray = similarity.mean(dim=(1, 2, 3)).cpu().numpy()
+    numerator = (2 * mean_x * mean_y + SSIM_C1) * (2 * covariance + SSIM_C2)
+    denominator = (mean_x**2 + mean_y**2 + SSIM_C1) * (var_x + var_y + SSIM_C2)
+    per_image: np.ndarray = (numerator / denominator).mean(dim=(1, 2, 3)).cpu().numpy()
     return per_image
 
 
 def kernel_distance(features: np.ndarray, reference: np.ndarray) -> Estimate | None:
     """How differently two sets of features are distributed: squared maximum mean discrepancy (Gretton et al. 2012).
 
-    With the kernel (x . y / d + 1)^3 and features of Inception this is KID (Binkowski et al. 2018). It has no bias, so
-    that it may be a little below 0 for equal distributions. The interval is of the bootstrap over `features`.
+    The kernel is (x . y / d + 1)^3; with Inception's features this is KID (Binkowski et al. 2018). The estimate is
+    unbiased, so it may fall slightly below 0 for equal distributions. The interval comes from resampling `features`.
 
     Args:
-        features: (N, d) and
+        features: (N, d), floating point.
         reference: (M, d), floating point.
 
     Returns:
-        None for fewer than two of either.
+        None where either set has fewer than two rows.
     """
     n, m = len(features), len(reference)
     if min(n, m) < 2:
         return None
     d = features.shape[1]
-    own = (features @ features.T / d + 1) ** 3
-    cross = (features @ reference.T / d + 1) ** 3
-    others = (reference @ reference.T / d + 1) ** 3
-    constant = (others.sum() - np.trace(others)) / (m * (m - 1))
+    own = (features @ features.T / d + 1) ** 3  # (N, N)
+    cross = (features @ reference.T / d + 1) ** 3  # (N, M)
+    others = (reference @ reference.T / d + 1) ** 3  # (M, M)
+    mean_others = (others.sum() - np.trace(others)) / (m * (m - 1))
 
-    def distance(weights: np.ndarray) -> float:
-        """Of the features drawn `weights` times each; a feature is not compared with its own copies."""
-        pairs = weights @ own @ weights - weights**2 @ np.diag(own)
-        num_pairs = n * n - (weights**2).sum()
-        return float(pairs / num_pairs + constant - 2 * (weights @ cross.sum(axis=1)) / (n * m))
+    def distance(counts: np.ndarray) -> float:
+        """The distance when feature i is drawn counts[i] times; no feature is compared with its own copies."""
+        own_sum = counts @ own @ counts - counts**2 @ np.diag(own)
+        num_pairs = n * n - (counts**2).sum()
+        mean_cross = (counts @ cross.sum(axis=1)) / (n * m)
+        return float(own_sum / num_pairs + mean_others - 2 * mean_cross)
 
     random = np.random.default_rng(0)
-    weights = random.multinomial(n, [1 / n] * n, BOOTSTRAP_ROUNDS // 5).astype(np.float64)
-    draws = [distance(drawn) for drawn in weights if drawn.max() < n]  # of n equal features nothing can be said
-    low, high = np.quantile(draws, (0.025, 0.975))
+    draws = random.multinomial(n, [1 / n] * n, KERNEL_BOOTSTRAP_ROUNDS).astype(np.float64)
+    distances = [distance(counts) for counts in draws if counts.max() < n]  # n copies of one feature leave no pairs
+    low, high = np.quantile(distances, CONFIDENCE)
     return Estimate(distance(np.ones(n)), float(low), float(high), n)

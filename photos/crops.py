@@ -1,4 +1,4 @@
-"""Faces aligned to the crops that a generator was trained on, and pasted back."""
+"""Align faces to the crops that a generator was trained on, and paste the translated crops back."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from photos.faces import Face, find_faces
 from photos.geometry import shift, similarity, transform, warp
 from utils import Template
 
-MASK_INSIDE, MASK_OUTSIDE = 0.6, 0.94  # shares of the crop's half side between which a paste fades out
-FINER, FIXED_POINT = 4, 64  # a change is enlarged smoothly by this, then linearly, in this part of a grey level
-MIN_SHARE = 0.5  # of the images must show one face, for a template to mean anything
+MASK_INSIDE = 0.6  # A change is pasted in full up to this distance from the crop's centre, in half sides.
+MASK_OUTSIDE = 0.94  # From there it fades, and nothing is pasted beyond this distance.
+UPSCALING = 4  # A change is enlarged by this with cubic interpolation, and from there on linearly.
+FIXED_POINT = 64  # Changes are rounded to this fraction of a grey level, so that int16 can hold them.
+MIN_FACE_SHARE = 0.5  # A template needs exactly one face in at least this share of the images.
 
 
 def align(image: np.ndarray, face: Face, template: Template, size: int) -> np.ndarray:
-    """The crop around a face that puts its landmarks where the template has them.
+    """Cut out the crop around a face in which its landmarks lie where the template has them.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        face: a face in it; it may reach beyond the image, whose border is continued.
-        template: where the landmarks of the training images are.
+        face: a face in it; where the crop extends beyond the image, the image's border pixels are repeated.
+        template: where the landmarks lie in the training images.
         size: side of the crop, px.
 
     Returns:
@@ -32,21 +34,24 @@ def align(image: np.ndarray, face: Face, template: Template, size: int) -> np.nd
     return warp(image, similarity(face.landmarks, np.array(template) * size), (size, size))
 
 
-def paste(image: np.ndarray, before: np.ndarray, after: np.ndarray, face: Face, template: Template) -> None:
-    """Add what has changed in a crop to the image that it was taken from, in place.
+def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarray, after: np.ndarray) -> None:
+    """Add the change between two versions of a crop to the image that the crop was cut from, in place.
 
-    The change is brought to the image's resolution and added to it, so that the image's own detail stays, however much
-    larger than the crop the face is. `paste_mask` lets it fade out before the crop's border. Pixels outside the mask
-    are not touched, and no change changes nothing.
+    Only the change is resized to the image's resolution, so that the image keeps its own detail even where the face is
+    much larger than the crop. The change fades out before the crop's border (see `paste_mask`). Pixels outside the mask
+    stay as they are, and so does the whole image if the crop has not changed.
 
     Args:
         image: (H, W, 3) uint8 RGB, writable.
-        before, after: (size, size, 3), uint8 or floating point, 0 to 255: the crop of `align`, and its translation.
-        face, template: as given to `align`.
+        face: the face that `align` was given.
+        template: the template that `align` was given.
+        before: (size, size, 3), uint8 or floating point, 0 to 255: the crop that `align` returned.
+        after: the translated crop, of the same shape and range.
     """
     size = len(before)
     change = (after.astype(np.float32) - before) * (paste_mask(size)[..., None] * FIXED_POINT)
-    fine = cv2.resize(change, (FINER * size, FINER * size), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    enlarged_side = UPSCALING * size
+    enlarged = cv2.resize(change, (enlarged_side, enlarged_side), interpolation=cv2.INTER_CUBIC).astype(np.int16)
     to_image = np.linalg.inv(similarity(face.landmarks, np.array(template) * size))
     corners = transform(to_image, np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float64))
     low = np.clip(np.floor(corners.min(axis=0)), 0, image.shape[1::-1]).astype(int)
@@ -55,14 +60,14 @@ def paste(image: np.ndarray, before: np.ndarray, after: np.ndarray, face: Face, 
         return
     part = image[low[1] : high[1], low[0] : high[0]]
     width, height = (high - low).tolist()
-    view = shift(-low) @ to_image @ np.diag([1 / FINER, 1 / FINER, 1])
-    moved = warp(fine, view, (width, height), cv2.BORDER_CONSTANT, cv2.INTER_LINEAR)
-    part[:] = cv2.addWeighted(part, 1, moved, 1 / FIXED_POINT, 0, dtype=cv2.CV_8U)  # rounds and clips
+    to_part = shift(-low) @ to_image @ np.diag([1 / UPSCALING, 1 / UPSCALING, 1])
+    warped = warp(enlarged, to_part, (width, height), cv2.BORDER_CONSTANT, cv2.INTER_LINEAR)
+    part[:] = cv2.addWeighted(part, 1, warped, 1 / FIXED_POINT, 0, dtype=cv2.CV_8U)  # This rounds and clips.
 
 
 @cache
 def paste_mask(size: int) -> np.ndarray:
-    """How much of a crop is pasted, (size, size) float32: 1 in a rounded square, fading to 0 before the border."""
+    """How much of a crop's change is pasted, (size, size) float32, 0 to 1: 1 in a rounded square, 0 at the border."""
     across = np.abs((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1)
     radius = (across[:, None] ** 4 + across[None] ** 4) ** 0.25
     fade = np.clip((MASK_OUTSIDE - radius) / (MASK_OUTSIDE - MASK_INSIDE), 0, 1)
@@ -71,19 +76,22 @@ def paste_mask(size: int) -> np.ndarray:
 
 
 def measure_template(images: Iterable[np.ndarray]) -> Template | None:
-    """Where the landmarks are in images that are cropped alike: their median, as shares of the side.
+    """Measure where the landmarks lie in images that are cropped alike: the median over the images.
 
     Args:
         images: square, (size, size, 3) uint8 RGB.
 
     Returns:
-        Five (x, y); None where fewer than MIN_SHARE of the images show exactly one face: they are not of faces.
+        Five landmarks (x, y) as fractions of the side; None where fewer than MIN_FACE_SHARE of the images show exactly
+        one face.
     """
-    positions = []
+    num_images = 0
+    landmarks = []
     for image in images:
+        num_images += 1
         faces = find_faces(image, num_passes=2)
-        positions.append(faces[0].landmarks / len(image) if len(faces) == 1 else None)
-    found = [position for position in positions if position is not None]
-    if not found or len(found) < MIN_SHARE * len(positions):
+        if len(faces) == 1:
+            landmarks.append(faces[0].landmarks / len(image))
+    if not landmarks or len(landmarks) < MIN_FACE_SHARE * num_images:
         return None
-    return tuple((round(float(x), 4), round(float(y), 4)) for x, y in np.median(found, axis=0))
+    return tuple((round(float(x), 4), round(float(y), 4)) for x, y in np.median(landmarks, axis=0))

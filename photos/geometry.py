@@ -1,4 +1,4 @@
-"""Similarities of the plane as (3, 3) matrices, and images moved by them.
+"""Similarity transforms of the plane as (3, 3) matrices, and images warped by them.
 
 Positions are (x, y) in px from the image's top left corner: the centre of the first pixel is at (0.5, 0.5).
 """
@@ -12,27 +12,31 @@ import numpy as np
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The turn, scale and shift that brings points nearest to others in the least-squares sense (Umeyama 1991).
+    """The similarity that maps points to others with the least squared error (Umeyama 1991): it turns, scales, shifts.
 
     Args:
-        source, target: (N, 2), N >= 2 different points.
+        source: (N, 2), at least two different points.
+        target: (N, 2), the points to reach, in the same order.
 
     Returns:
-        (3, 3) matrix for homogeneous coordinates.
+        (3, 3) float64 matrix for homogeneous coordinates.
     """
-    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    source_mean = source.mean(axis=0)
+    target_mean = target.mean(axis=0)
     x, y = (source - source_mean).T
     u, v = (target - target_mean).T
     spread = max(float((x * x + y * y).sum()), 1e-12)
-    cos, sin = (x * u + y * v).sum() / spread, (x * v - y * u).sum() / spread
+    cos = (x * u + y * v).sum() / spread
+    sin = (x * v - y * u).sum() / spread
     linear = np.array([[cos, -sin], [sin, cos]])
     matrix = np.eye(3)
-    matrix[:2, :2], matrix[:2, 2] = linear, target_mean - linear @ source_mean
+    matrix[:2, :2] = linear
+    matrix[:2, 2] = target_mean - linear @ source_mean
     return matrix
 
 
 def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points (N, 2) through a (3, 3) matrix of a similarity."""
+    """Apply the (3, 3) matrix of a similarity to points, (N, 2) to (N, 2)."""
     moved: np.ndarray = points @ matrix[:2, :2].T + matrix[:2, 2]
     return moved
 
@@ -44,26 +48,29 @@ def warp(
     border: int = cv2.BORDER_REPLICATE,
     interpolation: int = cv2.INTER_CUBIC,
 ) -> np.ndarray:
-    """An image through a similarity, without aliasing where it shrinks.
+    """Apply a similarity to an image, without aliasing when the image shrinks.
 
     Args:
-        image: (H, W, 3) of a type that OpenCV can resize.
-        matrix: (3, 3), from the image's positions to the result's.
+        image: (H, W, 3), of any dtype that OpenCV can resize.
+        matrix: (3, 3), which maps positions in the image to positions in the result.
         size: width and height of the result, px.
-        border, interpolation: OpenCV's modes: what lies outside the image, and how pixels are mixed.
+        border: OpenCV's border mode, which fills the area outside the image.
+        interpolation: OpenCV's interpolation mode.
 
     Returns:
         (height, width, 3), of the image's dtype.
     """
+    # Cut out the part of the image that the result needs, with a margin for the interpolation.
     corners = np.array([[0, 0], [size[0], 0], [0, size[1]], size], np.float64)
     inverse = np.linalg.inv(matrix)
     scale = float(np.hypot(*matrix[:2, 0]))
-    around = transform(inverse, corners)
-    margin = 2 + 2 / scale  # px of the image, for the interpolation
-    low = np.clip(np.floor(around.min(axis=0) - margin), 0, np.array(image.shape[1::-1]) - 1).astype(int)
-    high = np.clip(np.ceil(around.max(axis=0) + margin), low + 1, image.shape[1::-1]).astype(int)
+    source_corners = transform(inverse, corners)
+    margin = 2 + 2 / scale
+    low = np.clip(np.floor(source_corners.min(axis=0) - margin), 0, np.array(image.shape[1::-1]) - 1).astype(int)
+    high = np.clip(np.ceil(source_corners.max(axis=0) + margin), low + 1, image.shape[1::-1]).astype(int)
     part = image[low[1] : high[1], low[0] : high[0]]
     matrix = matrix @ shift(low)
+    # Average pixels before the warp: warpAffine only interpolates between neighbours.
     if scale < 1:
         shrunk = [max(1, round(side * scale)) for side in part.shape[1::-1]]
         matrix = matrix @ np.diag([part.shape[1] / shrunk[0], part.shape[0] / shrunk[1], 1])
@@ -72,20 +79,20 @@ def warp(
 
 
 def shift(by: Iterable[float]) -> np.ndarray:
-    """The (3, 3) matrix that moves points by (x, y)."""
+    """The (3, 3) matrix that shifts points by (x, y), px."""
     matrix = np.eye(3)
     matrix[:2, 2] = [*by]
     return matrix
 
 
 def turn(scale: float, angle: float) -> np.ndarray:
-    """The (3, 3) matrix that scales and turns about (0, 0), by an angle in radians."""
+    """The (3, 3) matrix that scales points and turns them about (0, 0) by an angle in radians, from x towards y."""
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
 
 
 def quarter_turns_back(count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The (3, 3) matrix from positions in `np.rot90(image, count)` to those in the image of this shape."""
+    """The (3, 3) matrix that maps positions in `np.rot90(image, count)`, count 0 to 3, to an image of this shape."""
     height, width = shape[:2]
     matrix = np.eye(3)
     for side in (width, height, width)[:count][::-1]:
@@ -94,6 +101,6 @@ def quarter_turns_back(count: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def for_opencv(matrix: np.ndarray) -> np.ndarray:
-    """A (3, 3) matrix as the (2, 3) of warpAffine, which counts from the centre of the first pixel."""
+    """Convert a (3, 3) matrix to the (2, 3) of warpAffine, whose (0, 0) is the centre of the first pixel."""
     at_centres: np.ndarray = shift((-0.5, -0.5)) @ matrix @ shift((0.5, 0.5))
     return at_centres[:2]

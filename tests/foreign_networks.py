@@ -1,4 +1,4 @@
-"""Generators of other projects, rebuilt from their published lists of layers, for tests of what reads their weights."""
+"""Generators of other projects, rebuilt from their published lists of layers, to test the import of their weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 
 class ConvBlock(nn.Module):
+    """A convolution, an instance norm and a last layer, named as in the tutorial and the original project."""
+
     def __init__(self, layer: nn.Module, channels: int, last: nn.Module) -> None:
         super().__init__()
         self.conv = nn.Sequential(layer, nn.InstanceNorm2d(channels), last)
@@ -19,6 +21,8 @@ class ConvBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
+    """The residual block of the tutorial and the original project, with k channels."""
+
     def __init__(self, k: int, mode: str) -> None:
         super().__init__()
         first, second = (nn.Conv2d(k, k, 3, padding=1, padding_mode=mode) for _ in range(2))  # type: ignore[arg-type]
@@ -30,7 +34,16 @@ class ResidualBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """The tutorial's generator and, with other padding and without the first norm, the original project's."""
+    """The tutorial's generator. With other padding and without the first norm, it is the original project's.
+
+    Args:
+        c: channels after the first layer.
+        n: number of residual blocks.
+        mode: padding mode.
+        blocks: name of the residual blocks.
+        norm_first: whether a norm follows the first layer.
+        channels: channels of the images.
+    """
 
     def __init__(self, c: int, n: int, mode: str, blocks: str, norm_first: bool, channels: int = 3) -> None:
         super().__init__()
@@ -57,6 +70,8 @@ class Generator(nn.Module):
 
 
 class ReferenceBlock(nn.Module):
+    """The residual block of the reference implementation, with k channels."""
+
     def __init__(self, k: int, dropout: bool) -> None:
         super().__init__()
         half = [nn.ReflectionPad2d(1), nn.Conv2d(k, k, 3), nn.InstanceNorm2d(k)]
@@ -69,7 +84,7 @@ class ReferenceBlock(nn.Module):
 
 
 class Reference(nn.Module):
-    """The reference implementation's resnet generator."""
+    """The reference implementation's ResNet generator, with c channels after the first layer and n residual blocks."""
 
     def __init__(self, c: int, n: int, dropout: bool = False, channels: int = 3) -> None:
         super().__init__()
@@ -88,7 +103,7 @@ class Reference(nn.Module):
 
 
 def randomised(network: nn.Module, seed: int) -> nn.Module:
-    """The network in evaluation mode, with random weights and biases."""
+    """Set random weights and biases, and switch to evaluation mode."""
     random = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         nn.init.normal_(parameter, 0.0, 0.1, generator=random)
@@ -96,19 +111,22 @@ def randomised(network: nn.Module, seed: int) -> nn.Module:
 
 
 def origin(c: int = 4, n: int = 8, seed: int = 0, channels: int = 3) -> nn.Module:
+    """A random generator of the original project."""
     return randomised(Generator(c, n, "zeros", "residual_blocks", norm_first=False, channels=channels), seed)
 
 
 def tutorial(c: int = 4, n: int = 9, seed: int = 0, norm_first: bool = True) -> nn.Module:
+    """A random generator of the tutorial."""
     return randomised(Generator(c, n, "reflect", "res_blocks", norm_first), seed)
 
 
 def reference(c: int = 4, n: int = 9, seed: int = 0, dropout: bool = False, channels: int = 3) -> nn.Module:
+    """A random generator of the reference implementation."""
     return randomised(Reference(c, n, dropout, channels), seed)
 
 
 def save_origin(folder: Path, n: int = 8, seed: int = 0) -> tuple[nn.Module, nn.Module]:
-    """gen_asian and gen_european as the original project writes them; returned in this order, which is ab and ba."""
+    """Write gen_asian and gen_european as the original project does, and return them in this order, ab and ba."""
     folder.mkdir(parents=True, exist_ok=True)
     gen_ab, gen_ba = origin(n=n, seed=seed), origin(n=n, seed=seed + 1)
     for name, network in (("gen_asian", gen_ab), ("gen_european", gen_ba)):

@@ -1,4 +1,4 @@
-"""Good archives come out whole; hostile and damaged ones leave no trace."""
+"""Good archives are unpacked completely; hostile and damaged ones leave nothing behind."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ Change = Callable[[zipfile.ZipInfo], None]
 FILES = {"train/European/1.png": b"one", "train/Asian/2.png": b"two" * 1000, "read me.txt": "ä".encode()}
 
 
-def make_zip(
-    path: Path, files: dict[str, bytes], change: Callable[[zipfile.ZipInfo], None] = lambda info: None
-) -> Path:
+def make_zip(path: Path, files: dict[str, bytes], change: Change = lambda info: None) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             info = zipfile.ZipInfo(name)
@@ -32,7 +30,7 @@ def make_zip(
 
 
 def make_tar(path: Path, *members: tuple[str, bytes | None, bytes], mode: str = "w:gz") -> Path:
-    """Members are (name, type or None for a file, content or the target of a link)."""
+    """Write a tar of members (name, type or None for a file, content or the target of a link)."""
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for name, kind, content in members:
             info = tarfile.TarInfo(name)
@@ -45,11 +43,12 @@ def make_tar(path: Path, *members: tuple[str, bytes | None, bytes], mode: str = 
 
 
 def tree(folder: Path) -> dict[str, bytes]:
+    """The content of all files below a folder, by relative path."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz", "tar.bz2"])
-def test_an_archive_comes_out_as_it_went_in(kind: str, tmp_path: Path) -> None:
+def test_an_archive_unpacks_to_the_files_that_were_packed(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"faces.{kind}"
     if kind == "zip":
         make_zip(path, FILES)
@@ -71,6 +70,7 @@ def as_device(info: zipfile.ZipInfo) -> None:
 
 
 def encrypted(path: Path) -> Path:
+    """A zip whose entry is marked as encrypted."""
     make_zip(path, {"a.png": b"x"})
     data = bytearray(path.read_bytes())
     for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
@@ -80,6 +80,7 @@ def encrypted(path: Path) -> Path:
 
 
 def twice(path: Path) -> Path:
+    """A zip with two entries of the same name."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.png", b"1")
         with pytest.warns(UserWarning, match="Duplicate name"):
@@ -88,7 +89,7 @@ def twice(path: Path) -> Path:
 
 
 def overlong(path: Path) -> Path:
-    """A zip whose header says that a file of 100 kB has 10 bytes."""
+    """A zip whose header gives 10 bytes as the size of a file of 100 kB."""
     make_zip(path, {"a.png": b"\0" * 100_000})
     data = bytearray(path.read_bytes())
     for signature, size in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
@@ -99,6 +100,7 @@ def overlong(path: Path) -> Path:
 
 
 def flipped_bit(path: Path) -> Path:
+    """A zip with a flipped bit in its content."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.png", b"x" * 1000)
     data = bytearray(path.read_bytes())
@@ -108,43 +110,44 @@ def flipped_bit(path: Path) -> Path:
 
 
 def cut_off(path: Path) -> Path:
+    """A tar that ends early."""
     make_tar(path, ("a.png", None, bytes(range(256)) * 400))
     path.write_bytes(path.read_bytes()[:-200])
     return path
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "parent": (lambda path: make_zip(path, {"ok.png": b"x", "../evil.png": b"x"}), "leads out"),
-    "hidden parent": (lambda path: make_zip(path, {"a/b/../../../evil.png": b"x"}), "leads out"),
-    "windows parent": (lambda path: make_zip(path, {"..\\evil.png": b"x"}), "leads out"),
+    "parent": (lambda path: make_zip(path, {"ok.png": b"x", "../evil.png": b"x"}), "points outside"),
+    "hidden parent": (lambda path: make_zip(path, {"a/b/../../../evil.png": b"x"}), "points outside"),
+    "windows parent": (lambda path: make_zip(path, {"..\\evil.png": b"x"}), "points outside"),
     "absolute": (lambda path: make_zip(path, {"/evil.png": b"x"}), "absolute"),
     "drive": (lambda path: make_zip(path, {"C:evil.png": b"x"}), "absolute"),
-    "control character": (lambda path: make_zip(path, {"a\nb.png": b"x"}), "no clear name"),
+    "control character": (lambda path: make_zip(path, {"a\nb.png": b"x"}), "ambiguous or unprintable name"),
     "zip link": (lambda path: make_zip(path, {"a": b"/etc/passwd"}, as_link), "link or a device"),
     "zip device": (lambda path: make_zip(path, {"a": b""}, as_device), "link or a device"),
     "encrypted": (encrypted, "encrypted"),
     "duplicate": (twice, "twice"),
     "case collision": (lambda path: make_zip(path, {"A/face.png": b"x", "a/FACE.png": b"x"}), "twice"),
-    "file as folder": (lambda path: make_zip(path, {"a": b"x", "A/face.png": b"x"}), "lies in what is a file"),
+    "file as folder": (lambda path: make_zip(path, {"a": b"x", "A/face.png": b"x"}), "is inside a file"),
     "folder as file": (lambda path: make_zip(path, {"a/face.png": b"x", "A": b"x"}), "twice"),
     "bomb": (lambda path: make_zip(path, {"a.bmp": b"\0" * 5_000_000}), "200 times"),
-    "lying header": (overlong, "no whole archive"),
-    "flipped bit": (flipped_bit, "no whole archive"),
-    "tar parent": (lambda path: make_tar(path, ("../evil.png", None, b"x")), "leads out"),
+    "lying header": (overlong, "damaged or not an archive"),
+    "flipped bit": (flipped_bit, "damaged or not an archive"),
+    "tar parent": (lambda path: make_tar(path, ("../evil.png", None, b"x")), "points outside"),
     "tar absolute": (lambda path: make_tar(path, ("/evil.png", None, b"x")), "absolute"),
     "symbolic link": (lambda path: make_tar(path, ("a", tarfile.SYMTYPE, b"/etc")), "link or a device"),
     "hard link": (lambda path: make_tar(path, ("a", tarfile.LNKTYPE, b"../b")), "link or a device"),
     "pipe": (lambda path: make_tar(path, ("a", tarfile.FIFOTYPE, b"")), "link or a device"),
     "device": (lambda path: make_tar(path, ("a", tarfile.CHRTYPE, b"")), "link or a device"),
     "tar bomb": (lambda path: make_tar(path, ("a", None, b"\0" * 5_000_000)), "200 times"),
-    "cut off": (cut_off, "no whole archive|cannot be unpacked"),
-    "no archive": (lambda path: (path.write_bytes(b"hello") and path) or path, "no whole archive"),
-    "empty file": (lambda path: (path.write_bytes(b"") and path) or path, "no whole archive"),
+    "cut off": (cut_off, "damaged or not an archive|cannot be unpacked"),
+    "no archive": (lambda path: (path.write_bytes(b"hello") and path) or path, "damaged or not an archive"),
+    "empty file": (lambda path: (path.write_bytes(b"") and path) or path, "damaged or not an archive"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_and_damaged_archives_are_refused_whole(name: str, tmp_path: Path) -> None:
+def test_hostile_and_damaged_archives_leave_no_file_behind(name: str, tmp_path: Path) -> None:
     build, reason = HOSTILE[name]
     (tmp_path / "here").mkdir()
     path = build(tmp_path / "here" / "faces.bin")
@@ -158,17 +161,17 @@ def test_hostile_and_damaged_archives_are_refused_whole(name: str, tmp_path: Pat
 def test_too_many_entries_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_ENTRIES", 3)
     check_archive(make_zip(tmp_path / "3.zip", {f"{i}.png": b"x" for i in range(3)}))
-    with pytest.raises(UserError, match="over 3 entries"):
+    with pytest.raises(UserError, match="more than 3 entries"):
         check_archive(make_zip(tmp_path / "4.zip", {f"{i}.png": b"x" for i in range(4)}))
 
 
 def test_too_many_bytes_are_refused_before_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_BYTES", 1000)
-    with pytest.raises(UserError, match="over 1000 bytes"):
+    with pytest.raises(UserError, match="more than 1000 bytes"):
         unpack(make_zip(tmp_path / "a.zip", {"a.png": bytes(600), "b.png": bytes(600)}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_files_of_torch_are_no_archives_to_unpack(tmp_path: Path) -> None:
+def test_a_pytorch_file_is_not_treated_as_an_archive(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "gen_asian.pth.tar")
     assert not is_archive(tmp_path / "gen_asian.pth.tar")

@@ -1,4 +1,4 @@
-"""The data check sees what is in a data set and what is wrong with it, and changes nothing."""
+"""The data check reports the images of a data set and its problems, and does not change it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dataset import unpack_demo_faces
 
 @pytest.fixture
 def folder(data_dir: Path) -> Path:
-    """European: two broken files; asian: a copy, a near copy and a picture of the european test images."""
+    """Two broken files in train/european; a copy, a near copy and a european test image in train/asian."""
     european, asian = data_dir / "train" / "european", data_dir / "train" / "asian"
     whole = (european / "0000.png").read_bytes()
     (european / "broken.png").write_bytes(whole[: len(whole) // 2])
@@ -37,7 +37,9 @@ def report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     return result
 
 
-def test_counts_sizes_formats_and_reasons(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_sizes_formats_and_unusable_files_are_listed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     classes = report(folder, tmp_path, capsys)["classes"]
     assert list(classes) == ["test/asian", "test/european", "train/asian", "train/european"]
     asian, european = classes["train/asian"], classes["train/european"]
@@ -49,7 +51,7 @@ def test_counts_sizes_formats_and_reasons(folder: Path, tmp_path: Path, capsys: 
     assert (asian["looked_for_faces_in"], asian["one_face"]) == (7, 0)
 
 
-def test_the_same_pictures_are_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copies_and_near_copies_are_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {(pair["kind"], pair["where"], *sorted(pair["files"]))
              for pair in report(folder, tmp_path, capsys)["same_pictures"]}  # fmt: skip
     assert found == {
@@ -59,15 +61,17 @@ def test_the_same_pictures_are_found(folder: Path, tmp_path: Path, capsys: pytes
     }
 
 
-def test_the_table_says_it_in_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_lists_the_classes_and_their_problems(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert check_data.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
-    shown = capsys.readouterr().out
-    assert "train/asian     7       0         40x40 and 1 more  PNG JPEG  0 % of 7" in shown
-    assert "left out: 2\n  train/european/broken.png: " in shown
-    assert "nearly the same picture in one class: 1\n" in shown
+    printed = capsys.readouterr().out
+    assert "train/asian     7       0         40x40 and 1 more  PNG JPEG  0% of 7" in printed
+    assert "left out: 2\n  train/european/broken.png: " in printed
+    assert "nearly the same picture in one class: 1\n" in printed
 
 
-def test_nothing_is_changed_and_a_contact_sheet_is_made(folder: Path, tmp_path: Path) -> None:
+def test_the_check_writes_a_contact_sheet_and_changes_no_image(folder: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert check_data.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -76,17 +80,17 @@ def test_nothing_is_changed_and_a_contact_sheet_is_made(folder: Path, tmp_path: 
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
 
 
-def test_faces_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_with_one_face_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unpack_demo_faces(tmp_path / "demo")
     for path in (tmp_path / "demo" / "train").rglob("*.jpg"):
         if int(path.stem.split("_")[-1]) % 40:
             path.unlink()
     shutil.rmtree(tmp_path / "demo" / "test")
-    for seen in report(tmp_path / "demo", tmp_path, capsys)["classes"].values():
-        assert seen["one_face"] >= 0.9 * seen["looked_for_faces_in"] > 5
+    for item in report(tmp_path / "demo", tmp_path, capsys)["classes"].values():
+        assert item["one_face"] >= 0.9 * item["looked_for_faces_in"] > 5
 
 
-def test_folders_named_train_a_and_plain_folders_are_classes_too(tmp_path: Path) -> None:
+def test_folders_such_as_trainA_and_plain_folders_are_classes_too(tmp_path: Path) -> None:
     made = make_folders(tmp_path / "made", 1, 1)
     for source, target in (("train/european", "trainA"), ("train/asian", "trainB"), ("test/asian", "testB")):
         (made / source).rename(made / target)
@@ -100,19 +104,19 @@ def test_folders_named_train_a_and_plain_folders_are_classes_too(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["empty", "absent"])
-def test_a_folder_without_images_is_told(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_or_empty_folder_is_an_error(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert check_data.main([str(tmp_path / name)]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_the_contact_sheet_replaces_no_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_contact_sheet_must_lie_outside_the_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for sheet in (next(folder.rglob("*.png")), Path("")):
         assert check_data.main([str(folder), "--sheet", str(sheet) if sheet.name else ""]) == 1
         assert "outside the data set" in capsys.readouterr().err
 
 
-def test_the_data_set_module_runs_it(folder: Path, tmp_path: Path) -> None:
+def test_the_check_runs_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "check_data.py"), str(folder)], cwd=tmp_path, capture_output=True, text=True
     )

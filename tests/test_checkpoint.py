@@ -63,7 +63,7 @@ def test_what_is_saved_is_what_is_read(saved: Path, tiny: Tiny) -> None:
         assert torch.equal(read["gen_ab"][key], tensor)
 
 
-def test_random_generators_go_on_from_a_checkpoint(saved: Path) -> None:
+def test_random_generators_continue_from_a_checkpoint(saved: Path) -> None:
     seed_everything(5)
     state = read_checkpoint(saved) | {"random": checkpoint.random_state(), "step": 9}
 
@@ -100,7 +100,7 @@ def save_with_little_room(folder: Path, room: int, report: Any) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 1_000, 300_000])
-def test_a_full_disk_leaves_old_checkpoints_and_no_half_file(tmp_path: Path, room: int) -> None:
+def test_a_full_disk_leaves_old_checkpoints_and_no_incomplete_file(tmp_path: Path, room: int) -> None:
     old = save_checkpoint(tmp_path, {"step": 1}).read_bytes()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -159,23 +159,23 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gen_ab", "disc_a", "pool_a", "random"])
-def test_a_checkpoint_without_one_of_its_entries_is_seen(saved: Path, name: str) -> None:
+def test_a_checkpoint_without_one_of_its_entries_is_refused(saved: Path, name: str) -> None:
     state = read_checkpoint(saved)
     del state[name]
     save_checkpoint(saved.parent, state)
-    with pytest.raises(CheckpointError, match="no checkpoint of this program"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
         read_checkpoint(saved)
 
 
-def test_an_archive_without_content_is_seen(tmp_path: Path) -> None:
+def test_an_archive_without_content_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "step_00000001.pt", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         read_checkpoint(tmp_path / "step_00000001.pt")
 
 
 @pytest.mark.parametrize("how", ["flipped bit", "truncated", "empty"])
-def test_damage_is_seen_and_the_checkpoint_before_is_used(saved: Path, tiny: Tiny, how: str) -> None:
+def test_damage_is_detected_and_the_checkpoint_before_is_used(saved: Path, tiny: Tiny, how: str) -> None:
     newer = save_checkpoint(saved.parent, tiny_state(tiny(), step=5))
     damage(newer, how)
     with pytest.raises(CheckpointError, match=r"step_00000005\.pt is"):
@@ -203,7 +203,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, container:
         torch.save(payload, path)
     else:
         path.write_bytes(pickle.dumps(payload))
-    with pytest.raises(CheckpointError, match=r"hostile\.pt is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"hostile\.pt is not a checkpoint"):
         load_generator(path, "ab")
     assert not trace.exists()
 
@@ -217,9 +217,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, saved: Path) ->
     assert load_generator(tmp_path / "sick.pt", "ba")
 
 
-def test_other_files_are_refused_with_a_clear_word(tmp_path: Path, saved: Path) -> None:
+def test_other_files_are_refused_with_a_clear_reason(tmp_path: Path, saved: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="no checkpoint of this program"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
         load_generator(tmp_path / "other.pt", "ab")
     with pytest.raises(CheckpointError, match=r"there is no file .*missing\.pt"):
         load_generator(tmp_path / "missing.pt", "ab")
@@ -265,7 +265,7 @@ def test_every_difference_is_named_when_a_run_is_resumed(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("direction", ["ab", "ba"])
-def test_a_generator_comes_from_run_checkpoint_or_exported_file_alone(saved: Path, direction: Any) -> None:
+def test_a_generator_comes_from_a_run_a_checkpoint_or_an_exported_file_alone(saved: Path, direction: Any) -> None:
     exported = saved.parent.parent / "weights.safetensors"
     export_weights(saved, exported)
     state = read_checkpoint(saved)
@@ -299,13 +299,13 @@ def test_a_checkpoint_is_a_zip_of_tensors_and_plain_values(saved: Path) -> None:
 
 
 def test_a_second_start_says_which_process_holds_the_run(tmp_path: Path) -> None:
-    code = f"import pathlib, checkpoint\nwith checkpoint.lock_run(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); input()"  # noqa: E501
+    code = f"import pathlib\nfrom training import checkpoint\nwith checkpoint.lock_run(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); input()"  # noqa: E501
     holder = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=f"process {holder.pid} is training in"), checkpoint.lock_run(tmp_path):
+    with pytest.raises(UserError, match=f"process {holder.pid} is already training in"), checkpoint.lock_run(tmp_path):
         pass
     holder.kill()
     holder.wait()

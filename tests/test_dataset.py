@@ -1,4 +1,4 @@
-"""What is read, what is left out, and that randomness depends on nothing but (seed, epoch, index)."""
+"""Unusable images are left out, and training pairs depend on nothing but (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_both_layouts_and_any_case_are_found(folder_a: str, folder_b: str, tmp_p
     assert (a.path, b.path) == (tmp_path / folder_a, tmp_path / folder_b)
 
 
-def test_missing_images_say_what_to_do_in_at_most_five_lines(tmp_path: Path) -> None:
+def test_the_error_for_missing_images_says_what_to_do_in_five_lines(tmp_path: Path) -> None:
     (tmp_path / "train" / "european").mkdir(parents=True)
     with pytest.raises(UserError) as error:
         training_images(Config(data_dir=str(tmp_path)))
@@ -65,7 +65,7 @@ def test_missing_images_say_what_to_do_in_at_most_five_lines(tmp_path: Path) -> 
     assert all(words in text for words in ("train/asian", ".jpg", "--data-dir", "--preset demo"))
 
 
-def test_bad_files_are_left_out_with_a_reason_and_strangers_are_passed_over(tmp_path: Path) -> None:
+def test_unusable_images_are_left_out_with_a_reason_and_other_files_are_ignored(tmp_path: Path) -> None:
     def save(name: str, content: bytes) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -77,9 +77,9 @@ def test_bad_files_are_left_out_with_a_reason_and_strangers_are_passed_over(tmp_
         save(name, good)
     save("truncated.jpg", good[: len(good) // 2])
     save("empty.png", b"")
-    save("text.jpg", b"I am no picture, whatever my name says")
+    save("text.jpg", b"This is text with the name of an image.")
     for name in ("notes.txt", "Thumbs.db", ".hidden.jpg", ".hidden/x.jpg", "__MACOSX/x.jpg"):
-        save(name, good if name[0] in "._" else b"nothing to see")
+        save(name, good if name[0] in "._" else b"not an image")
     make_image(1, (15, 40)).save(tmp_path / "icon.png")
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
     make_image(1, (20, 2000)).save(tmp_path / "thread.png")
@@ -108,7 +108,7 @@ def test_bad_files_are_left_out_with_a_reason_and_strangers_are_passed_over(tmp_
 def test_a_folder_without_a_usable_image_is_an_error(data_dir: Path) -> None:
     for path in (data_dir / "train" / "asian").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no usable images in .*asian; left out 4, the first: empty file"):
+    with pytest.raises(UserError, match=r"no usable images in .*asian \(left out 4; first reason: empty file\)"):
         training_images(Config(data_dir=str(data_dir)))
 
 
@@ -119,7 +119,7 @@ def test_twenty_thousand_files_are_found_and_checked_in_ten_seconds(tmp_path: Pa
     Image.fromarray(noisy + np.asarray(make_image(1, (256, 256))) // 2).save(buffer, "JPEG", quality=75)
     for i in range(20_000):
         (tmp_path / f"{i}.jpg").write_bytes(buffer.getvalue())
-    start = time.process_time()  # other programs on the machine do not count
+    start = time.process_time()  # Other programs do not affect CPU time.
     assert len(scan_folder(tmp_path).files) == 20_000
     assert time.process_time() - start < 10
 
@@ -129,7 +129,7 @@ def test_twenty_thousand_files_are_found_and_checked_in_ten_seconds(tmp_path: Pa
 
 def test_an_item_depends_on_nothing_but_seed_epoch_and_index(tiny: Tiny) -> None:
     first, second = build(tiny(**ALL_AUGMENTATION)), build(tiny(**ALL_AUGMENTATION))
-    first[0, 0]  # what was asked for before does not matter
+    first[0, 0]  # Items read before must not matter.
     for position in [(0, 3), (4, 3)]:
         assert all(torch.equal(x, y) for x, y in zip(first[position], second[position], strict=True))
     other_seed = build(tiny(**ALL_AUGMENTATION, seed=1))
@@ -143,29 +143,31 @@ def test_workers_and_start_methods_give_the_same_batches(tiny: Tiny, start_metho
     images = build(config)
     batches = EpochBatches(len(images), 2, config.seed, first_step=1, num_steps=7)
     expected = list(build_loader(images, batches, num_workers=0))
-    actual = list(build_loader(images, batches, num_workers=2, start_method=start_method))
+    loader = build_loader(images, batches, num_workers=2)
+    loader.multiprocessing_context = start_method
+    actual = list(loader)
     assert len(actual) == len(expected) == 6
     assert all(torch.equal(x, y) for pair in zip(actual, expected, strict=True) for x, y in zip(*pair, strict=True))
 
 
-def test_two_workers_and_two_epochs_never_share_augmentation(tiny: Tiny, data_dir: Path) -> None:
-    """All images are one and the same, so that equal tensors would mean equal parameters."""
+def test_workers_and_epochs_never_repeat_an_augmentation(tiny: Tiny, data_dir: Path) -> None:
+    """All images are identical, so that equal tensors would mean equal augmentation."""
     for path in data_dir.glob("train/*/*"):
         make_image(7).save(path)
     config = tiny(**ALL_AUGMENTATION)
     images = build(config)
     batches = EpochBatches(len(images), 1, config.seed, first_step=0, num_steps=2 * len(images))
-    seen = [x.numpy().tobytes() for pair in build_loader(images, batches, num_workers=2) for x in pair]
-    assert len(set(seen)) == len(seen) == 2 * 2 * len(images)
+    samples = [x.numpy().tobytes() for pair in build_loader(images, batches, num_workers=2) for x in pair]
+    assert len(set(samples)) == len(samples) == 2 * 2 * len(images)
 
 
-def test_an_epoch_shows_the_larger_folder_once_with_partners_fresh_every_epoch(tiny: Tiny, data_dir: Path) -> None:
+def test_every_epoch_has_each_image_of_the_larger_folder_once_with_new_partners(tiny: Tiny, data_dir: Path) -> None:
     config = tiny(flip_prob=0.0, resize_scale=1.0)
     images = build(config)
-    views = [load_images(files, 32) for files in (images.files_a, images.files_b)]
+    plain_images = [load_images(files, 32) for files in (images.files_a, images.files_b)]
 
     def which(x: torch.Tensor, domain: int) -> int:
-        return int((views[domain] - normalize(x)).abs().sum((1, 2, 3)).argmin())
+        return int((plain_images[domain] - normalize(x)).abs().sum((1, 2, 3)).argmin())
 
     epochs = []
     for epoch in range(8):
@@ -178,7 +180,7 @@ def test_an_epoch_shows_the_larger_folder_once_with_partners_fresh_every_epoch(t
     assert {b for pairs in epochs for _, b in pairs} == set(range(4))
 
 
-def test_the_order_of_an_epoch_is_the_same_from_any_step_on() -> None:
+def test_the_batches_from_any_step_on_are_those_of_the_whole_run() -> None:
     whole = list(EpochBatches(5, 2, seed=1, first_step=0, num_steps=9))
     assert [len(batch) for batch in whole] == [2, 2, 1] * 3
     for first in range(9):
@@ -190,16 +192,16 @@ def test_the_order_of_an_epoch_is_the_same_from_any_step_on() -> None:
 # --- Pixels
 
 
-def test_without_augmentation_an_image_stays_as_it_is(tiny: Tiny, data_dir: Path) -> None:
+def test_without_augmentation_an_image_is_unchanged(tiny: Tiny, data_dir: Path) -> None:
     images = build(tiny(flip_prob=0.0, resize_scale=1.0, image_size=40))
     real_a, _ = images[0, 2]
     assert torch.equal(real_a, image_to_pixels(Image.open(data_dir / "train/european/0002.png")))
     assert real_a.dtype == torch.uint8
 
 
-def test_each_augmentation_knob_adds_its_own_step(tiny: Tiny) -> None:
-    def steps(**knobs: float) -> list[str]:
-        return [type(step).__name__ for step in build_augmentation(tiny(**knobs)).transforms]
+def test_each_augmentation_option_adds_its_own_step(tiny: Tiny) -> None:
+    def steps(**options: float) -> list[str]:
+        return [type(step).__name__ for step in build_augmentation(tiny(**options)).transforms]
 
     plain = ["SmallestMaxSize", "RandomCrop", "HorizontalFlip"]
     assert steps() == plain
@@ -213,14 +215,14 @@ def test_no_augmentation_warns_about_its_arguments(recwarn: pytest.WarningsRecor
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_flips_happen_as_often_as_asked(tiny: Tiny) -> None:
+def test_flips_occur_with_the_configured_probability(tiny: Tiny) -> None:
     ramp = np.repeat(np.arange(32, dtype=np.uint8)[None, :, None] * 8, 32, axis=0).repeat(3, axis=2)
     pipeline: A.Compose = build_augmentation(tiny(resize_scale=1.0, flip_prob=0.25))
     flipped = 0
     for seed in range(1000):
         pipeline.set_random_seed(seed)
         flipped += int(pipeline(image=ramp)["image"][0, 0, 0] > 100)
-    assert 0.2 < flipped / 1000 < 0.3  # 3.6 standard deviations
+    assert 0.2 < flipped / 1000 < 0.3  # The tolerance is 3.6 standard deviations.
 
 
 def test_shrinking_averages_instead_of_aliasing() -> None:
@@ -231,7 +233,7 @@ def test_shrinking_averages_instead_of_aliasing() -> None:
     assert shrunk.abs().max() < 0.02
 
 
-def test_views_keep_the_aspect_and_take_the_centre(tmp_path: Path) -> None:
+def test_load_images_keeps_the_aspect_and_crops_the_centre(tmp_path: Path) -> None:
     wide = Image.new("RGB", (90, 30), "red")
     wide.paste("white", (30, 0, 60, 30))
     wide.save(tmp_path / "wide.png")
@@ -241,12 +243,12 @@ def test_views_keep_the_aspect_and_take_the_centre(tmp_path: Path) -> None:
 # --- Demo faces
 
 
-def test_the_demo_faces_appear_whole(tmp_path: Path) -> None:
+def test_the_demo_faces_are_unpacked_completely(tmp_path: Path) -> None:
     unpack_demo_faces(tmp_path / "dataset" / "demo")
     config = Config(data_dir=str(tmp_path / "dataset" / "demo"))
     assert [len(folder.files) for folder in training_images(config)] == [400, 400]
-    pairs = find_images(config, "test")
-    assert [file.name for file in pairs[0].files] == [file.name for file in pairs[1].files]
+    test_a, test_b = find_images(config, "test")
+    assert [file.name for file in test_a.files] == [file.name for file in test_b.files]
     assert os.listdir(tmp_path / "dataset") == ["demo"]
 
 
@@ -260,10 +262,10 @@ def test_an_interrupted_unpacking_leaves_no_demo_folder(tmp_path: Path, monkeypa
     assert os.listdir(tmp_path) == []
 
 
-def test_importing_the_data_room_asks_no_network() -> None:
+def test_importing_dataset_does_not_use_the_network() -> None:
     code = (
         "import socket, sys\n"
-        "socket.getaddrinfo = socket.create_connection = lambda *a, **k: sys.exit('asked the network')\n"
+        "socket.getaddrinfo = socket.create_connection = lambda *a, **k: sys.exit('used the network')\n"
         "import dataset"
     )
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}

@@ -1,4 +1,4 @@
-"""The discriminators see changed images; the generators still learn from what they say of them."""
+"""The augmentation changes each image at random and lets gradients through."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from training.diff_augment import Policy, diff_augment
 
 
-def test_none_is_none() -> None:
+def test_the_policy_none_returns_its_input() -> None:
     images = torch.randn(2, 3, 16, 16)
     assert diff_augment(images, "none") is images
 
 
 @pytest.mark.parametrize("policy", ["geometry", "all"])
-def test_each_image_is_changed_on_its_own(policy: Policy) -> None:
+def test_each_image_is_changed_independently(policy: Policy) -> None:
     torch.manual_seed(0)
     changed = diff_augment(torch.full((8, 3, 32, 32), 0.5), policy)
     assert changed.shape == (8, 3, 32, 32)
     assert len({tuple(image.flatten().tolist()) for image in changed}) == 8
 
 
-def test_geometry_moves_and_cuts_but_keeps_what_is_left() -> None:
+def test_geometry_shifts_and_cuts_but_keeps_all_other_values() -> None:
     torch.manual_seed(0)
     images = torch.arange(1.0, 32 * 32 + 1).view(1, 1, 32, 32).repeat(50, 3, 1, 1)
     changed = diff_augment(images, "geometry")
@@ -36,27 +36,27 @@ def test_geometry_moves_and_cuts_but_keeps_what_is_left() -> None:
         expected = (rows - down) * 32 + (columns - right) + 1
         assert torch.equal(image[kept], expected.float())
     lost = (changed[:, 0] == 0).float().mean()
-    assert 0.1 < lost < 0.4  # half the sides, where not beyond the border, and the shift
+    assert 0.1 < lost < 0.4  # the cut covers up to a quarter of the area, and the shift adds a border
 
 
-def test_the_first_channels_share_one_shift_and_one_cut() -> None:
+def test_all_channels_share_one_shift_and_one_cut() -> None:
     changed = diff_augment(torch.full((4, 3, 32, 32), 0.5), "geometry")
     assert torch.equal(changed[:, 0], changed[:, 1])
     assert torch.equal(changed[:, 0], changed[:, 2])
 
 
-def test_colours_change_as_a_whole() -> None:
+def test_the_policy_all_changes_the_colours_of_every_image() -> None:
     torch.manual_seed(0)
     images = torch.rand(20, 3, 24, 24) - 0.5
     changed = diff_augment(images, "all")
     for image, other in zip(images, changed, strict=True):
-        seen = other.abs().sum(0) > 0
-        assert not torch.equal(image[:, seen], other[:, seen])
+        kept = other.abs().sum(0) > 0
+        assert not torch.equal(image[:, kept], other[:, kept])
         assert other.isfinite().all()
 
 
 @pytest.mark.parametrize("policy", ["geometry", "all"])
-def test_gradients_reach_what_is_seen_and_nothing_else(policy: Policy) -> None:
+def test_gradients_reach_the_kept_pixels_and_not_the_cut_ones(policy: Policy) -> None:
     torch.manual_seed(1)
     images = torch.rand(2, 3, 16, 16, requires_grad=True)
     changed = diff_augment(images, policy)
@@ -67,7 +67,7 @@ def test_gradients_reach_what_is_seen_and_nothing_else(policy: Policy) -> None:
         assert (images.grad == 0).any()
 
 
-def test_the_same_random_state_gives_the_same_change() -> None:
+def test_the_same_random_state_gives_the_same_changes() -> None:
     images = torch.rand(3, 3, 16, 16)
     torch.manual_seed(3)
     first = diff_augment(images, "all")

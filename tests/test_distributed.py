@@ -1,4 +1,4 @@
-"""Several processes train as one would with a larger batch; they stop, save, resume and end together."""
+"""Several processes train like one with a larger batch, and they stop, save, resume and end together."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def as_one_of(rank: int, count: int, port: int) -> dict[str, str]:
-    """What torchrun tells its processes."""
+def environment_of(rank: int, count: int, port: int) -> dict[str, str]:
+    """The environment variables that torchrun sets for one of its processes."""
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port)}  # fmt: skip
 
 
 def torchrun(*flags: str, cwd: Path) -> subprocess.Popen[str]:
-    """Two processes of train.py."""
+    """Start two processes of train.py through torchrun."""
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
          str(ROOT / "train.py"), *SMALL, "--num-workers", "0", "--checkpoint-every-steps", "2", *flags],
@@ -60,16 +60,16 @@ def test_the_pairs_of_an_epoch_are_shared_without_overlap(num_items: int, batch_
     steps = 2 * count_steps_per_epoch(num_items, batch_size, count)
     shares = [list(EpochBatches(num_items, batch_size, 3, 0, steps, rank, count)) for rank in range(count)]
     whole = list(EpochBatches(num_items - num_items % count, batch_size * count, 3, 0, steps))
-    assert len({tuple(map(len, share)) for share in shares}) == 1  # equally many in every step
+    assert len({tuple(map(len, share)) for share in shares}) == 1  # all processes take equally many in every step
     for epoch in range(2):
-        seen = [pair for share in shares for batch in share for pair in batch if pair[0] == epoch]
-        assert len(seen) == len(set(seen)) == num_items - num_items % count
-    if num_items % count == 0:  # one process with the larger batch would take the same ones in each step
+        drawn = [pair for share in shares for batch in share for pair in batch if pair[0] == epoch]
+        assert len(drawn) == len(set(drawn)) == num_items - num_items % count
+    if num_items % count == 0:  # one process with the larger batch takes the same pairs in each step
         for batch, *parts in zip(whole, *shares, strict=True):
             assert sorted(batch) == sorted(pair for part in parts for pair in part)
 
 
-def test_too_few_images_are_told() -> None:
+def test_too_few_images_for_the_processes_are_an_error() -> None:
     with pytest.raises(UserError, match="3 images are too few for 4 processes"):
         count_steps_per_epoch(3, 1, 4)
 
@@ -95,20 +95,20 @@ def train_some_steps(config: Config, rows: slice, path: Path | None = None) -> C
 
 
 def train_as_rank(rank: int, port: int, config: Config, folder: Path) -> None:
-    os.environ |= as_one_of(rank, 2, port)
+    os.environ |= environment_of(rank, 2, port)
     with distributed.process_group(CPU):
         train_some_steps(config, slice(rank, rank + 1), folder / f"{rank}.pt")
         assert distributed.all_equal(3)
         assert not distributed.all_equal(rank)
-    assert not [name for name in names_of_threads() if "gloo" in name]  # at Python's end they might abort the process
+    assert not [name for name in names_of_threads() if "gloo" in name]  # they might abort the process when Python exits
 
 
 def names_of_threads() -> list[str]:
     return [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 
 
-def test_two_processes_equal_one_with_twice_the_batch_and_each_other(tiny: Tiny, tmp_path: Path) -> None:
-    """Without image pools, of which every process has its own."""
+def test_two_processes_equal_each_other_and_one_with_twice_the_batch(tiny: Tiny, tmp_path: Path) -> None:
+    """The image pools are off, because every process has its own."""
     config, port, context = tiny(pool_size=0, lambda_identity=0.5), free_port(), multiprocessing.get_context("spawn")
     ranks = [context.Process(target=train_as_rank, args=(rank, port, config, tmp_path)) for rank in range(2)]
     for rank in ranks:
@@ -120,11 +120,11 @@ def test_two_processes_equal_one_with_twice_the_batch_and_each_other(tiny: Tiny,
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name in ("gen_ab", "gen_ba", "disc_a", "disc_b", "opt_gen", "opt_disc"):
         assert_identical(first["model"][name], second["model"][name], name)
-    for name, network in networks_of(train_one_more(config, first)).items():
+    for name, network in networks_of(load_saved(config, first)).items():
         assert difference(network, networks_of(one)[name], 1e-10) < 1e-10
 
 
-def train_one_more(config: Config, saved: dict[str, Any]) -> CycleGAN:
+def load_saved(config: Config, saved: dict[str, Any]) -> CycleGAN:
     """A model with the weights and gradients that a process saved."""
     model = CycleGAN(config, CPU)
     for name, network in networks_of(model).items():
@@ -135,7 +135,7 @@ def train_one_more(config: Config, saved: dict[str, Any]) -> CycleGAN:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_of_two_processes_equals_an_undisturbed_one(tmp_path: Path) -> None:
+def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     make_folders(tmp_path / "data")
     flags = ("--data-dir", "data", "--diff-augment", "all", "--pool-size", "2", "--scale-learning-rate")
     outputs = []
@@ -157,41 +157,43 @@ def test_a_resumed_run_of_two_processes_equals_an_undisturbed_one(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [True, False])
-def test_all_end_with_a_whole_checkpoint_when_one_is_lost_or_all_are_asked_to(tmp_path: Path, lost: bool) -> None:
+@pytest.mark.parametrize("killed", [True, False])
+def test_all_end_with_a_whole_checkpoint_when_one_is_killed_or_all_are_asked_to_stop(
+    tmp_path: Path, killed: bool
+) -> None:
     make_folders(tmp_path / "data")
     process = torchrun("--data-dir", "data", "--num-epochs", "100000", "--log-every-steps", "2", cwd=tmp_path)
     assert process.stdout is not None
-    shown = ""
-    while "step 6/" not in shown:
-        shown += process.stdout.readline()
-        assert process.poll() is None, shown
-    if lost:
+    printed = ""
+    while "step 6/" not in printed:
+        printed += process.stdout.readline()
+        assert process.poll() is None, printed
+    if killed:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
     else:
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
-    shown += process.communicate(timeout=60)[0]
+    printed += process.communicate(timeout=60)[0]
     assert process.returncode != 0
     saved = newest(tmp_path / "runs" / "default" / "checkpoints")
     assert saved["step"] >= 4
-    if not lost:
-        (step,) = re.findall(r"SIG(?:INT|TERM): saved after step (\d+)", shown)
+    if not killed:
+        (step,) = re.findall(r"SIG(?:INT|TERM): saved after step (\d+)", printed)
         assert saved["step"] == int(step)
-        assert 'train.py", line' not in shown  # the traceback that there is, is torchrun's own
+        assert 'train.py", line' not in printed  # any traceback is torchrun's own
 
 
-def test_one_gpu_for_all_processes_is_refused(
+def test_one_gpu_for_several_processes_is_an_error(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in as_one_of(1, 2, 0).items():
+    for name, value in environment_of(1, 2, 0).items():
         monkeypatch.setenv(name, value)
     assert train_here(tiny(device="cuda:0")) == 1
     assert "--device cuda:0 is one GPU, but there are 2 processes" in capsys.readouterr().err
 
 
-def test_photographs_are_shared_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processes_divide_the_photographs_among_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folders(tmp_path / "data")
     run = run_train(*SMALL, "--data-dir", "data", "--max-steps", "1", "--num-workers", "0", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
@@ -200,7 +202,7 @@ def test_photographs_are_shared_between_processes(tmp_path: Path, monkeypatch: p
         make_image(number, (64, 64)).save(tmp_path / "photos" / f"{number}.png")
     made = []
     for rank in range(2):
-        for name, value in as_one_of(rank, 2, 0).items():
+        for name, value in environment_of(rank, 2, 0).items():
             monkeypatch.setenv(name, value)
         out = tmp_path / f"out{rank}"
         photos, weights = str(tmp_path / "photos"), str(tmp_path / "runs" / "default")

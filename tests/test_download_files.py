@@ -1,4 +1,4 @@
-"""One command brings data set, weights and test images into place, or leaves everything as it was and says why."""
+"""One command puts the data set, weights and test images in place, or changes nothing and says why."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ LAYERS = {"initial.0": (4, 3, 7), "down_blocks.0.conv.0": (8, 4, 3), "down_block
 
 
 def zipped(*files: tuple[str, bytes]) -> bytes:
+    """A zip archive of files, given as (name, content)."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files:
@@ -35,19 +36,20 @@ def zipped(*files: tuple[str, bytes]) -> bytes:
 
 
 def picture(seed: int) -> bytes:
+    """A random image as the content of a PNG file."""
     buffer = io.BytesIO()
     make_image(seed).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def faces(**counts: int) -> bytes:
-    """A zip of faces: `faces(train_European=3)` has train/European/0.png and so on."""
+    """A zip of images: `faces(train_European=3)` holds data/train/European/0.png, 1.png and 2.png."""
     names = [f"{folder.replace('_', '/')}/{i}.png" for folder, count in counts.items() for i in range(count)]
     return zipped(("read me.txt", b"hello"), *((f"data/{name}", picture(i)) for i, name in enumerate(names)))
 
 
 def original_weights() -> bytes:
-    """A state dict of the original project's generator, with four channels and one residual block."""
+    """A file with the original project's generator, with four channels and one residual block."""
     state = {}
     for name, (rows, columns, side) in LAYERS.items():
         state[f"{name}.weight"] = torch.randn(rows, columns, side, side)
@@ -58,10 +60,12 @@ def original_weights() -> bytes:
 
 
 def files_below(root: Path) -> set[str]:
+    """Relative paths of all files below a folder."""
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
 def get(web: Web, what: str, root: Path, content: bytes, *more: str) -> int:
+    """Run the program for one source, with `content` as the file on the server; returns the exit status."""
     web.serves(content)
     return main([f"--{what}", "--url", web.address.replace("faces.bin", f"{what}.zip"), "--root", str(root), *more])
 
@@ -73,7 +77,7 @@ def test_the_data_set_is_put_in_place_and_counted(web: Web, tmp_path: Path, caps
         "dataset/test/european/0.png",
     }  # fmt: skip
     assert os.listdir(tmp_path) == ["dataset"]
-    assert "3 in " in capsys.readouterr().out
+    assert "3 training images in " in capsys.readouterr().out
 
 
 def test_a_second_run_downloads_nothing(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,10 +85,10 @@ def test_a_second_run_downloads_nothing(web: Web, tmp_path: Path, capsys: pytest
     requests = len(web.ranges)
     assert get(web, "dataset", tmp_path, b"") == 0
     assert len(web.ranges) == requests
-    assert "data set: here already" in capsys.readouterr().out
+    assert "data set: already here" in capsys.readouterr().out
 
 
-def test_train_a_and_train_b_are_the_classes_too(web: Web, tmp_path: Path) -> None:
+def test_train_a_and_train_b_are_also_found_as_the_classes(web: Web, tmp_path: Path) -> None:
     content = faces(trainA=2, trainB=1, testA=1, testB=1)
     assert get(web, "dataset", tmp_path, content, "--domain-a", "horse", "--domain-b", "zebra") == 0
     assert {path.rsplit("/", 1)[0] for path in files_below(tmp_path)} == {
@@ -92,7 +96,7 @@ def test_train_a_and_train_b_are_the_classes_too(web: Web, tmp_path: Path) -> No
     }  # fmt: skip
 
 
-def test_the_promise_of_the_source_is_told_beside_what_came(
+def test_the_number_of_images_that_the_authors_state_is_printed_beside_the_number_found(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     web.serves(faces(train_European=3, train_Asian=2))
@@ -100,11 +104,11 @@ def test_the_promise_of_the_source_is_told_beside_what_came(
     monkeypatch.setitem(SOURCES, "dataset", source)
     assert main(["--dataset", "--root", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "the source promises 1024 of each class" in shown
-    assert "3 in " in shown
+    assert "its authors state 1024 images per class" in shown
+    assert "3 training images in " in shown
 
 
-def test_what_lies_in_the_data_set_already_stays(web: Web, tmp_path: Path) -> None:
+def test_images_that_are_already_in_the_data_set_stay(web: Web, tmp_path: Path) -> None:
     made = make_folders(tmp_path / "dataset" / "demo")
     before = files_below(made)
     (tmp_path / "dataset" / "train" / "european").mkdir(parents=True)
@@ -117,15 +121,15 @@ def test_what_lies_in_the_data_set_already_stays(web: Web, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (faces(train_European=2), "no folder asian with images"),
+        (faces(train_European=2), "the data set has no folder asian with images"),
         (faces(train_European=2, more_train_European=2, train_Asian=1), "two folders for train european"),
         (b"<html>log in</html>", "sent a web page"),
-        (b"neither", "no whole archive"),
-        (zipped(("../../evil.png", b"x")), "leads out"),
-        (faces(train_European=50, train_Asian=50)[:-100], "no whole archive"),
+        (b"neither", "damaged or not an archive"),
+        (zipped(("../../evil.png", b"x")), "points outside"),
+        (faces(train_European=50, train_Asian=50)[:-100], "damaged or not an archive"),
     ],
 )
-def test_a_data_set_that_is_none_leaves_everything_as_it_was(
+def test_a_refused_data_set_changes_nothing(
     content: bytes, reason: str, web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "dataset").mkdir()
@@ -137,12 +141,12 @@ def test_a_data_set_that_is_none_leaves_everything_as_it_was(
     assert not [name for name in files_below(tmp_path) if "unpacked" in name or "staged" in name]
 
 
-def test_a_failing_move_is_undone(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moves_are_undone_if_one_of_them_fails(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real_rename = os.rename
 
     def rename(source: Path, target: Path) -> None:
         if str(target).endswith("dataset/train/european"):
-            raise OSError("the disk says no")
+            raise OSError("the disk is full")
         real_rename(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
@@ -150,7 +154,7 @@ def test_a_failing_move_is_undone(web: Web, tmp_path: Path, monkeypatch: pytest.
     assert not files_below(tmp_path / "dataset")
 
 
-def test_a_local_folder_is_copied_and_stays(tmp_path: Path) -> None:
+def test_a_local_folder_is_copied_and_not_changed(tmp_path: Path) -> None:
     made = make_folders(tmp_path / "mine", 2, 2)
     before = files_below(made)
     assert main(["--dataset", "--url", str(made), "--root", str(tmp_path / "root")]) == 0
@@ -158,7 +162,7 @@ def test_a_local_folder_is_copied_and_stays(tmp_path: Path) -> None:
     assert files_below(tmp_path / "root" / "dataset") == before
 
 
-def test_a_local_archive_is_verified_and_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_local_archive_is_verified_and_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "faces.zip"
     file.write_bytes(faces(train_European=1, train_Asian=1))
     assert main(["--dataset", "--url", str(file), "--sha256", "0" * 64, "--root", str(tmp_path / "root")]) == 1
@@ -174,7 +178,7 @@ def test_an_archive_put_into_downloads_by_hand_is_used(web: Web, tmp_path: Path)
     assert web.ranges == []
 
 
-def test_test_images_come_without_the_folders_around_them(web: Web, tmp_path: Path) -> None:
+def test_the_folders_around_the_test_images_are_removed(web: Web, tmp_path: Path) -> None:
     content = zipped(("test_images/a/1.png", picture(1)), ("test_images/2.png", picture(2)), ("__MACOSX/._2.png", b""))
     assert get(web, "test-images", tmp_path, content) == 0
     assert files_below(tmp_path / "test_images") == {"a/1.png", "2.png"}
@@ -191,7 +195,7 @@ def test_weights_of_the_original_project_are_converted(web: Web, tmp_path: Path)
         assert generator(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)
 
 
-def test_our_own_weights_are_taken_as_they_are(web: Web, tmp_path: Path) -> None:
+def test_our_own_weights_are_copied_without_conversion(web: Web, tmp_path: Path) -> None:
     content = zipped(("a/gen_asian.pth.tar", original_weights()), ("a/gen_european.pth.tar", original_weights()))
     assert get(web, "weights", tmp_path / "one", content) == 0
     ours = tmp_path / "one" / "checkpoints" / "european_asian.safetensors"
@@ -200,7 +204,7 @@ def test_our_own_weights_are_taken_as_they_are(web: Web, tmp_path: Path) -> None
     assert (tmp_path / "two" / "checkpoints" / "best.safetensors").read_bytes() == ours.read_bytes()
 
 
-def test_weights_that_are_none_leave_no_checkpoint(
+def test_a_refused_weights_file_leaves_no_checkpoint(
     web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert get(web, "weights", tmp_path, zipped(("gen_asian.pth.tar", b"hello"))) == 1
@@ -208,7 +212,7 @@ def test_weights_that_are_none_leave_no_checkpoint(
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_the_list_shows_every_source_and_changes_nothing(
+def test_list_prints_every_source_and_changes_nothing(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     web.serves(bytes(2_500_000))
@@ -220,11 +224,11 @@ def test_the_list_shows_every_source_and_changes_nothing(
     shown = capsys.readouterr().out
     assert shown.count("not here yet") == 2
     assert shown.count("2.5 MB") == 3
-    assert f"3 in {tmp_path}" in shown
+    assert f"3 training images in {tmp_path}" in shown
     assert files_below(tmp_path) == before
 
 
-def test_one_failure_does_not_keep_the_others_from_coming(
+def test_one_failed_download_does_not_stop_the_others(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     web.serves(zipped(("images/1.png", picture(1))))
@@ -237,45 +241,39 @@ def test_one_failure_does_not_keep_the_others_from_coming(
     assert "error: weights: " in error
 
 
-def test_the_demo_faces_come_with_the_program(tmp_path: Path) -> None:
+def test_the_demo_faces_are_unpacked_from_the_repository(tmp_path: Path) -> None:
     assert main(["--demo", "--root", str(tmp_path)]) == 0
     assert len(list((tmp_path / "dataset" / "demo" / "train" / "asian").iterdir())) == 400
     assert main(["--demo", "--root", str(tmp_path)]) == 0
-
-
-def test_check_looks_through_a_data_set(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["--check", str(data_dir)]) == 0
-    assert "train/asian" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "arguments",
     [["--url", "x"], ["--url", "x", "--dataset", "--weights"], ["--dataset", "--sha256", "12"], ["--sha256", "0" * 64]],
 )
-def test_mistakes_on_the_command_line_are_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_on_the_command_line_are_reported(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "error: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("url", ["ftp://example.com/a.zip", "/no/such/file.zip", "faces"])
-def test_addresses_that_lead_nowhere_are_told(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_that_leads_nowhere_is_reported(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--dataset", "--url", url, "--root", str(tmp_path)]) == 1
-    assert "neither an http(s) address nor a file or folder" in capsys.readouterr().err
+    assert "neither an http(s) address nor an existing file or folder" in capsys.readouterr().err
     assert not files_below(tmp_path)
 
 
-def test_two_downloads_into_one_folder_are_one_too_many(tmp_path: Path) -> None:
+def test_a_second_download_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     with download_files.staging_folder(tmp_path):
         arguments = ["--dataset", "--url", str(tmp_path), "--root", str(tmp_path)]
         done = subprocess.run(
             [sys.executable, str(ROOT / "download_files.py"), *arguments], capture_output=True, text=True
         )
     assert done.returncode == 1
-    assert "another download" in done.stderr
+    assert "another download into" in done.stderr
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:

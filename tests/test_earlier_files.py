@@ -1,6 +1,7 @@
-"""Files that an earlier version wrote: they load, and a run resumes from them, as before.
+"""Files that an earlier version wrote still load, and a run resumes from them as it did there.
 
-Both hold a network of one channel after four steps on `make_folders(3, 2)`; the numbers were printed by that version.
+Both files hold networks with one channel after four steps on `make_folders(3, 2)`. That version printed the expected
+numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ TEMPLATE = ((0.3, 0.3), (0.69, 0.3), (0.5, 0.52), (0.34, 0.72), (0.66, 0.72))
 
 
 def response(path: Path, direction: Direction, ema: bool = True) -> tuple[float, float]:
-    """Mean of a fixed image's translation, and mean absolute change."""
+    """The mean of a fixed image's translation, and its mean absolute difference from the image."""
     image = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
     with torch.no_grad():
         translated = load_generator(path, direction, ema=ema)(image)
@@ -41,7 +42,7 @@ def test_an_earlier_weights_file_translates_as_before() -> None:
 
 
 @pytest.mark.parametrize("path", [CHECKPOINT, WEIGHTS])
-def test_configuration_and_template_are_read(path: Path) -> None:
+def test_the_configuration_and_the_template_are_read(path: Path) -> None:
     weights = load_weights(path)
     assert (weights.config.image_size, weights.config.learning_rate) == (32, 0.02)
     assert weights.template == TEMPLATE

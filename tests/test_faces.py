@@ -1,4 +1,4 @@
-"""Faces are found however they are turned, aligned to a template, and pasted back without a trace of the pasting."""
+"""Faces are found at any angle, aligned to a template, and pasted back without a seam."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SQUARE = np.array(TEMPLATE) * 100
 
 
 def rendered(number: int, size: int = 256) -> Image.Image:
-    """A rendered face, enlarged."""
+    """A rendered face of size x size px."""
     with zipfile.ZipFile(DEMO_ZIP) as archive, archive.open(f"test/european/{number:04d}.jpg") as file:
         return Image.open(file).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
 
 
 def photograph(size: tuple[int, int], *places: tuple[int, int, int]) -> Image.Image:
-    """Rendered faces (left, top, size) on a plain ground."""
+    """An image of this width and height with rendered faces at (left, top, size) on a plain background."""
     image = Image.new("RGB", size, (120, 130, 110))
     for number, (left, top, side) in enumerate(places):
         image.paste(rendered(number, side), (left, top))
@@ -33,13 +33,13 @@ def photograph(size: tuple[int, int], *places: tuple[int, int, int]) -> Image.Im
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth noise, (height, width, 3) uint8."""
+    """Smooth random noise, (height, width, 3) uint8."""
     coarse = np.random.default_rng(seed).integers(60, 196, (8, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).copy()
 
 
 def face_at(scale: float, degrees: float, centre: tuple[float, float]) -> Face:
-    """A face whose aligned crop of 100 px is enlarged, turned and moved to `centre` in the photograph."""
+    """A face whose aligned 100 px crop lies in the photograph at `centre`, enlarged and turned."""
     angle = np.radians(degrees)
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return Face((SQUARE - 50) @ turn.T + centre, 1.0)
@@ -58,39 +58,40 @@ def test_every_face_is_found_once(places: tuple[tuple[int, int, int], ...]) -> N
 
 
 @pytest.mark.parametrize("degrees", range(0, 360, 30))
-def test_a_face_is_found_at_any_roll_with_the_same_landmarks(degrees: int) -> None:
+def test_a_face_turned_by_any_angle_has_the_same_landmarks(degrees: int) -> None:
     upright = photograph((500, 500), (122, 122, 256))
     (expected,) = find_faces(np.asarray(upright))
     turned = upright.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=(120, 130, 110))
     (found,) = find_faces(np.asarray(turned))
     angle = np.radians(degrees)
-    back = (found.landmarks - 250) @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).T + 250
-    assert np.linalg.norm(back - expected.landmarks, axis=1).mean() < 0.1 * expected.eye_distance
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    turned_back = (found.landmarks - 250) @ rotation.T + 250
+    assert np.linalg.norm(turned_back - expected.landmarks, axis=1).mean() < 0.1 * expected.eye_distance
 
 
 def test_a_face_that_fills_the_image_is_found() -> None:
     assert len(find_faces(np.asarray(rendered(3).crop((60, 70, 200, 230))))) == 1
 
 
-def test_a_face_that_the_border_cuts_is_found() -> None:
+def test_a_face_cut_off_by_the_border_is_found() -> None:
     (face,) = find_faces(np.asarray(photograph((400, 300), (-60, 40, 256))))
     assert face.landmarks[:, 0].min() > -20
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (15, 15), (16, 16), (17, 40)])
-def test_tiny_images_hold_no_face(size: tuple[int, int]) -> None:
+def test_no_face_is_found_in_tiny_images(size: tuple[int, int]) -> None:
     assert find_faces(np.asarray(photograph(size))) == []
 
 
-def test_small_images_of_noise_hold_no_face() -> None:
-    """Between larger ones OpenCV's detector sees faces of 1e30 px in some inputs of 32 px: it may never get any."""
+def test_no_face_is_found_in_small_images_of_noise() -> None:
+    """Without padding, OpenCV's detector finds faces of 1e30 px in some 32 px images that follow larger ones."""
     for seed in range(400):
         side = (32, 100, 20, 256)[seed % 4]
         coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         assert find_faces(np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))) == []
 
 
-def test_landmarks_hardly_move_when_the_image_is_shifted() -> None:
+def test_landmarks_are_stable_when_the_image_shifts() -> None:
     image = photograph((460, 460), (100, 100, 256))
     found = []
     for shift in range(4):
@@ -99,7 +100,7 @@ def test_landmarks_hardly_move_when_the_image_is_shifted() -> None:
     assert np.std(found, axis=0).mean() < 0.03 * face.eye_distance
 
 
-def test_similarity_recovers_a_known_one() -> None:
+def test_similarity_recovers_a_known_transform() -> None:
     face = face_at(2.5, 33, (70, 90))
     matrix = similarity(SQUARE, face.landmarks)
     assert np.allclose(transform(matrix, SQUARE), face.landmarks)
@@ -107,7 +108,7 @@ def test_similarity_recovers_a_known_one() -> None:
     assert np.isclose(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])), 33)
 
 
-def test_similarity_is_the_best_of_all_that_turn_and_scale() -> None:
+def test_no_other_similarity_has_a_smaller_squared_error() -> None:
     random = np.random.default_rng(0)
     target = SQUARE + random.normal(0, 5, SQUARE.shape)
     best = similarity(SQUARE, target)
@@ -124,8 +125,8 @@ def test_align_puts_the_landmarks_where_the_template_has_them() -> None:
     (face,) = find_faces(np.asarray(image))
     crop = align(np.asarray(image), face, TEMPLATE, 200)
     assert crop.shape == (200, 200, 3)
-    (seen,) = find_faces(crop)
-    assert np.linalg.norm(seen.landmarks / 200 - TEMPLATE, axis=1).mean() < 0.03
+    (found,) = find_faces(crop)
+    assert np.linalg.norm(found.landmarks / 200 - TEMPLATE, axis=1).mean() < 0.03
 
 
 def test_align_does_not_alias() -> None:
@@ -138,55 +139,56 @@ def test_align_does_not_alias() -> None:
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 5.0])
 @pytest.mark.parametrize("degrees", [0, 25, 180])
-def test_a_crop_that_does_not_change_leaves_every_pixel_as_it_is(scale: float, degrees: float) -> None:
+def test_pasting_an_unchanged_crop_changes_no_pixel(scale: float, degrees: float) -> None:
     image = noise(600, 700)
     face = face_at(scale, degrees, (350, 300))
     crop = align(image, face, TEMPLATE, 100)
     pasted = image.copy()
-    paste(pasted, crop, crop, face, TEMPLATE)
+    paste(pasted, face, template=TEMPLATE, before=crop, after=crop)
     assert (pasted == image).all()
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 5.0])
 @pytest.mark.parametrize("degrees", [0, 25, 180])
-def test_a_change_arrives_in_the_face_and_nowhere_else(scale: float, degrees: float) -> None:
+def test_a_change_is_pasted_into_the_face_and_nowhere_else(scale: float, degrees: float) -> None:
     image = noise(600, 700)
     face = face_at(scale, degrees, (350.5, 300.5))
     crop = align(image, face, TEMPLATE, 100)
     pasted = image.copy()
-    paste(pasted, crop, crop.astype(np.float32) + 10, face, TEMPLATE)
+    paste(pasted, face, template=TEMPLATE, before=crop, after=crop.astype(np.float32) + 10)
     change = pasted.astype(int) - image
     y, x = np.indices((600, 700)) + 0.5
     offset = transform(np.linalg.inv(similarity(SQUARE, face.landmarks)), np.stack([x.ravel(), y.ravel()], axis=1)) - 50
-    radius = ((offset / 50) ** 4).sum(axis=1).reshape(600, 700) ** 0.25  # 1 at the crop's border
+    radius = ((offset / 50) ** 4).sum(axis=1).reshape(600, 700) ** 0.25  # The radius is 1 at the crop's border.
     assert np.abs(change[radius < 0.55] - 10).max() <= 1
     assert (change[radius > 1] == 0).all()
     assert change.min() >= 0
-    assert np.abs(np.diff(change[300].astype(int), axis=0)).max() <= max(2, round(3 / scale))  # it fades: no edge
+    steepest = np.abs(np.diff(change[300].astype(int), axis=0)).max()
+    assert steepest <= max(2, round(3 / scale)), "the change ends at an edge"
 
 
-def test_detail_of_a_large_face_stays_when_its_crop_is_blurred() -> None:
+def test_a_large_face_keeps_detail_that_its_crop_cannot_hold() -> None:
     image = noise(900, 900)
-    image[::2] += 20  # stripes of one pixel, which the crop cannot show
+    image[::2] += 20  # The crop cannot resolve stripes of one pixel.
     face = face_at(8, 0, (450, 450))
     crop = align(image, face, TEMPLATE, 100)
     pasted = image.copy()
-    paste(pasted, crop, crop.astype(np.float32) - 15, face, TEMPLATE)
+    paste(pasted, face, template=TEMPLATE, before=crop, after=crop.astype(np.float32) - 15)
     assert (np.diff(pasted[400:500, 450].astype(int), axis=0)[::2] < -10).all()
 
 
 @pytest.mark.parametrize("centre", [(0, 0), (20, 590), (699, 300), (-500, -500)])
-def test_a_face_at_the_border_or_beyond_is_pasted_as_far_as_it_is_there(centre: tuple[int, int]) -> None:
+def test_only_the_part_of_a_face_inside_the_image_is_pasted(centre: tuple[int, int]) -> None:
     image = noise(600, 700)
     face = face_at(2, 10, centre)
     crop = align(image, face, TEMPLATE, 100)
     pasted = image.copy()
-    paste(pasted, crop, crop.astype(np.float32) + 10, face, TEMPLATE)
+    paste(pasted, face, template=TEMPLATE, before=crop, after=crop.astype(np.float32) + 10)
     assert pasted.shape == image.shape
     assert (pasted.astype(int) - image).max() == (10 if min(centre) > -100 else 0)
 
 
-def test_the_mask_keeps_clear_of_the_border() -> None:
+def test_the_mask_is_zero_at_the_border() -> None:
     mask = paste_mask(64)
     assert mask[32, 32] == 1
     assert max(mask[0].max(), mask[:, 0].max(), mask[-1].max(), mask[:, -1].max()) == 0
@@ -195,13 +197,13 @@ def test_the_mask_keeps_clear_of_the_border() -> None:
     assert (mask == mask.T).all()
 
 
-def test_a_large_photograph_works() -> None:
+def test_a_face_in_a_large_photograph_is_found() -> None:
     image = np.asarray(photograph((6000, 4000), (2000, 1000, 1800)))
     (face,) = find_faces(image)
     assert 300 < face.eye_distance < 900
 
 
-def test_the_template_is_where_the_landmarks_are() -> None:
+def test_the_measured_template_matches_the_landmarks_of_the_crops() -> None:
     photos = [np.asarray(photograph((500, 500), (122, 122, 256)).rotate(angle)) for angle in (-10, 0, 10)]
     crops = []
     for photo in photos:
@@ -212,7 +214,7 @@ def test_the_template_is_where_the_landmarks_are() -> None:
     assert np.linalg.norm(np.array(measured) - TEMPLATE, axis=1).max() < 0.04
 
 
-def test_images_without_faces_have_no_template() -> None:
+def test_images_without_faces_give_no_template() -> None:
     assert measure_template([noise(64, 64, seed) for seed in range(3)]) is None
     assert measure_template([]) is None
     assert measure_template([np.asarray(rendered(1)), *(noise(64, 64, seed) for seed in range(3))]) is None

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that behaves as badly as servers do."""
+"""Downloads from a local server that misbehaves in the ways that real servers do."""
 
 from __future__ import annotations
 
@@ -30,33 +30,34 @@ def content(web: Web) -> None:
 
 
 def break_off(request: Handler) -> None:
-    """Promise everything, send a third, hang up."""
+    """Announce the whole file, send a third of it, and close the connection."""
     request.start(200, len(CONTENT))
     request.wfile.write(CONTENT[: len(CONTENT) // 3])
 
 
-def html(request: Handler, status: int = 200) -> None:
+def send_web_page(request: Handler, status: int = 200) -> None:
+    """Send a web page instead of the file."""
     page = b"<!DOCTYPE html><html><body>Please log in</body></html>"
     request.start(status, len(page), Content_Type="text/html")
     request.wfile.write(page)
 
 
-def test_a_file_comes_whole_and_leaves_nothing_else(web: Web, tmp_path: Path) -> None:
-    fetch(web.address, tmp_path / "new" / "faces.bin", DIGEST)
+def test_a_download_leaves_the_whole_file_and_nothing_else(web: Web, tmp_path: Path) -> None:
+    fetch(web.address, tmp_path / "new" / "faces.bin", sha256=DIGEST)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["faces.bin"]
     assert (tmp_path / "new" / "faces.bin").read_bytes() == CONTENT
 
 
-def test_a_file_that_is_there_is_not_fetched_again(web: Web, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_downloaded_again(web: Web, tmp_path: Path) -> None:
     (tmp_path / "faces.bin").write_bytes(CONTENT)
-    fetch(web.address, tmp_path / "faces.bin", DIGEST)
+    fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     assert web.ranges == []
 
 
-def test_a_file_put_there_by_hand_is_verified_and_never_deleted(web: Web, tmp_path: Path) -> None:
+def test_a_file_that_the_user_put_there_is_verified_and_never_deleted(web: Web, tmp_path: Path) -> None:
     (tmp_path / "faces.bin").write_bytes(b"something else")
     with pytest.raises(UserError, match=r"(?s)SHA-256.*delete it"):
-        fetch(web.address, tmp_path / "faces.bin", DIGEST)
+        fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     assert (tmp_path / "faces.bin").read_bytes() == b"something else"
 
 
@@ -65,13 +66,13 @@ def test_an_unknown_sha256_is_printed(web: Web, tmp_path: Path, capsys: pytest.C
     assert DIGEST in capsys.readouterr().out
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(web: Web, tmp_path: Path) -> None:
+def test_a_download_resumes_where_the_connection_broke(web: Web, tmp_path: Path) -> None:
     web.answers(lambda request, count: break_off(request) if count == 1 else request.send_whole())
-    fetch(web.address, tmp_path / "faces.bin", DIGEST)
+    fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     assert any(re.fullmatch(r"bytes=[1-9]\d*-", asked) for asked in web.ranges)
 
 
-def test_a_server_that_ignores_ranges_is_read_from_the_beginning(web: Web, tmp_path: Path) -> None:
+def test_a_download_starts_over_if_the_server_ignores_ranges(web: Web, tmp_path: Path) -> None:
     def answer(request: Handler, count: int) -> None:
         if count == 1:
             return break_off(request)
@@ -79,30 +80,30 @@ def test_a_server_that_ignores_ranges_is_read_from_the_beginning(web: Web, tmp_p
         request.wfile.write(CONTENT)
 
     web.answers(answer)
-    fetch(web.address, tmp_path / "faces.bin", DIGEST)
+    fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     assert (tmp_path / "faces.bin").read_bytes() == CONTENT
 
 
-def test_a_damaged_part_file_is_thrown_away(web: Web, tmp_path: Path) -> None:
-    (tmp_path / "faces.bin.wholeabcd1234.part").write_bytes(b"not the beginning of it")
-    fetch(web.address, tmp_path / "faces.bin", DIGEST)
+def test_a_damaged_part_file_is_discarded(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "faces.bin.wholeabcd1234.part").write_bytes(b"not the first bytes of the file")
+    fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     assert [path.name for path in tmp_path.iterdir()] == ["faces.bin"]
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 5])
-def test_a_part_file_as_long_as_the_file_or_longer_is_thrown_away(web: Web, tmp_path: Path, size: int) -> None:
+def test_a_part_file_that_is_not_shorter_than_the_file_is_discarded(web: Web, tmp_path: Path, size: int) -> None:
     (tmp_path / "faces.bin.wholeabcd1234.part").write_bytes(b"x" * size)
-    fetch(web.address, tmp_path / "faces.bin", DIGEST)
+    fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     assert (tmp_path / "faces.bin").read_bytes() == CONTENT
 
 
-def test_resets_are_survived_and_five_retries_are_all(web: Web, tmp_path: Path) -> None:
+def test_connection_resets_are_retried_five_times(web: Web, tmp_path: Path) -> None:
     def reset(request: Handler, count: int) -> None:
         request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         request.connection.close()
 
     web.answers(lambda request, count: reset(request, count) if count < 5 else request.send_whole())
-    fetch(web.address, tmp_path / "faces.bin", DIGEST)
+    fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     web.ranges.clear()
     web.answers(reset)
     with pytest.raises(UserError, match=r"gave up after 5 retries"):
@@ -110,35 +111,35 @@ def test_resets_are_survived_and_five_retries_are_all(web: Web, tmp_path: Path) 
     assert len(web.ranges) == 6
 
 
-def test_busy_servers_are_asked_again(web: Web, tmp_path: Path) -> None:
+def test_busy_servers_are_retried(web: Web, tmp_path: Path) -> None:
     web.answers(lambda request, count: request.start([503, 429][count - 1], 0) if count < 3 else request.send_whole())
-    fetch(web.address, tmp_path / "faces.bin", DIGEST)
+    fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     assert len(web.ranges) == 3
 
 
-def test_a_server_that_promises_more_than_it_sends_leaves_no_file(web: Web, tmp_path: Path) -> None:
+def test_no_file_is_left_if_the_server_announces_more_than_it_sends(web: Web, tmp_path: Path) -> None:
     def answer(request: Handler, count: int) -> None:
         request.start(200, len(CONTENT) + 1000)
         request.wfile.write(CONTENT)
 
     web.answers(answer)
     with pytest.raises(UserError, match=r"gave up after 5 retries"):
-        fetch(web.address, tmp_path / "faces.bin", DIGEST)
+        fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     assert not (tmp_path / "faces.bin").exists()
 
 
-def test_a_server_that_promises_less_than_it_has_leaves_no_file(web: Web, tmp_path: Path) -> None:
+def test_no_file_is_left_if_the_server_announces_less_than_the_file_has(web: Web, tmp_path: Path) -> None:
     def answer(request: Handler, count: int) -> None:
         request.start(200, 1000)
         request.wfile.write(CONTENT)
 
     web.answers(answer)
-    with pytest.raises(UserError, match="damaged or another file"):
-        fetch(web.address, tmp_path / "faces.bin", DIGEST)
+    with pytest.raises(UserError, match="damaged or a different one"):
+        fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_falls_silent_is_given_up_on(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stops_sending_times_out(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(request: Handler, count: int) -> None:
         request.start(200, len(CONTENT))
         request.wfile.write(CONTENT[:1000])
@@ -147,39 +148,39 @@ def test_a_server_that_falls_silent_is_given_up_on(web: Web, tmp_path: Path, mon
     monkeypatch.setattr(fetch_module, "TIMEOUT", (1, 0.1))
     web.answers(answer)
     with pytest.raises(UserError, match=r"gave up after 5 retries"):
-        fetch(web.address, tmp_path / "faces.bin", DIGEST)
+        fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
     assert not (tmp_path / "faces.bin").exists()
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_refusals_are_told_at_once_with_the_address_and_the_way_out(web: Web, tmp_path: Path, status: int) -> None:
-    web.answers(lambda request, count: html(request, status))
+def test_a_refusal_is_reported_at_once_with_the_address_and_what_to_do(web: Web, tmp_path: Path, status: int) -> None:
+    web.answers(lambda request, count: send_web_page(request, status))
     with pytest.raises(UserError) as raised:
         fetch(web.address, tmp_path / "faces.bin")
     assert str(status) in str(raised.value)
     assert web.address in str(raised.value)
-    assert f"download it by hand to {tmp_path / 'faces.bin'}" in str(raised.value)
+    assert f"download the file by hand to {tmp_path / 'faces.bin'}" in str(raised.value)
     assert len(web.ranges) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_web_page_instead_of_the_file_is_no_file(web: Web, tmp_path: Path) -> None:
-    web.answers(lambda request, count: html(request))
+def test_a_web_page_is_not_accepted_as_the_file(web: Web, tmp_path: Path) -> None:
+    web.answers(lambda request, count: send_web_page(request))
     with pytest.raises(UserError, match="sent a web page"):
         fetch(web.address, tmp_path / "faces.bin")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_server_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_module, "RETRY_WAITS", (0.0,))
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/faces.bin"
-    with pytest.raises(UserError, match=r"no connection to 127\.0\.0\.1"):
+    with pytest.raises(UserError, match=r"could not connect to 127\.0\.0\.1"):
         fetch(address, tmp_path / "faces.bin")
 
 
-def test_googles_refusal_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_of_google_drive_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*args: object, **kwargs: object) -> None:
         raise FileURLRetrievalError("Too many users have\n viewed this file")
 
@@ -188,7 +189,7 @@ def test_googles_refusal_is_passed_on(tmp_path: Path, monkeypatch: pytest.Monkey
         fetch("https://drive.google.com/file/d/1/view", tmp_path / "faces.zip")
 
 
-def test_a_check_that_fails_leaves_no_file(web: Web, tmp_path: Path) -> None:
+def test_a_failed_check_leaves_no_file(web: Web, tmp_path: Path) -> None:
     def check(path: Path) -> None:
         raise UserError("no faces in it")
 
@@ -197,7 +198,7 @@ def test_a_check_that_fails_leaves_no_file(web: Web, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_download_goes_on_in_the_next_one(web: Web, tmp_path: Path) -> None:
+def test_the_next_download_resumes_a_killed_one(web: Web, tmp_path: Path) -> None:
     def answer(request: Handler, count: int) -> None:
         if count > 1:
             return request.send_whole()
@@ -207,7 +208,9 @@ def test_a_killed_download_goes_on_in_the_next_one(web: Web, tmp_path: Path) -> 
 
     web.answers(answer)
     target = tmp_path / "faces.bin"
-    script = f"from pathlib import Path; from fetch import fetch; fetch({web.address!r}, Path({str(target)!r}))"
+    script = (
+        f"from pathlib import Path; from downloads.fetch import fetch; fetch({web.address!r}, Path({str(target)!r}))"
+    )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)
     for _ in range(1200):
         if sum(path.stat().st_size for path in tmp_path.glob("*.part")) > 1_000_000:
@@ -216,6 +219,6 @@ def test_a_killed_download_goes_on_in_the_next_one(web: Web, tmp_path: Path) -> 
     process.kill()
     process.wait()
     assert not target.exists()
-    fetch(web.address, target, DIGEST)
+    fetch(web.address, target, sha256=DIGEST)
     assert any(int(asked[6:-1]) > 1_000_000 for asked in web.ranges if asked)
     assert [path.name for path in tmp_path.iterdir()] == ["faces.bin"]

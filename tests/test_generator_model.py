@@ -53,7 +53,7 @@ def reference_forward(state: dict[str, Tensor], x: Tensor, num_residuals: int, m
     [("reflect", "reflect", "constant"), ("zero", "constant", "constant"), ("reflect-all", "reflect", "reflect")],
 )
 def test_forward_equals_the_paper_written_with_functions(padding: str, mode: str, strided_mode: str) -> None:
-    generator = Generator(2, 8, padding).double()  # type: ignore[arg-type]
+    generator = Generator(2, 8, padding=padding).double()  # type: ignore[arg-type]
     x = torch.rand(2, 3, 32, 40, dtype=torch.float64) * 2 - 1
     expected = reference_forward(generator.state_dict(), x, 2, mode, strided_mode)
     torch.testing.assert_close(generator(x), expected, rtol=1e-9, atol=1e-9)
@@ -62,12 +62,12 @@ def test_forward_equals_the_paper_written_with_functions(padding: str, mode: str
 def test_with_a_global_skip_an_untrained_generator_returns_every_grey_level() -> None:
     greys = torch.arange(256).float() / 127.5 - 1
     x = greys.reshape(1, 1, 16, 16).repeat(1, 3, 2, 2)
-    returned = Generator(1, 4, "zero", global_skip=True)(x)
+    returned = Generator(1, 4, padding="zero", global_skip=True)(x)
     assert torch.equal(((returned + 1) * 127.5).round(), ((x + 1) * 127.5).round())
 
 
 def test_with_a_global_skip_white_and_black_still_learn() -> None:
-    generator = Generator(1, 4, "zero", global_skip=True)
+    generator = Generator(1, 4, padding="zero", global_skip=True)
     generator(torch.ones(1, 3, 32, 32)).mean().backward()
     gradient = generator.last[-1].bias.grad  # type: ignore[union-attr]
     assert isinstance(gradient, Tensor)
@@ -92,7 +92,7 @@ def test_a_side_that_would_change_is_an_error(size: tuple[int, int]) -> None:
 
 def test_the_output_keeps_the_type_of_the_input_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        assert Generator(1, 4, "zero", global_skip=True)(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
+        assert Generator(1, 4, padding="zero", global_skip=True)(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
 
 
 def test_bfloat16_changes_no_picture_visibly() -> None:

@@ -1,4 +1,4 @@
-"""Each known failure brings its own warning, and only that; a healthy run brings none."""
+"""Each known failure causes its own warning and no other; healthy training causes none."""
 
 from __future__ import annotations
 
@@ -18,95 +18,98 @@ Translate = Callable[[Tensor], Tensor]
 NOISE = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def pictures(count: int = 4, first: int = 0) -> Tensor:
-    """Smooth pictures, away from black and white."""
+def smooth_images(count: int = 4, first: int = 0) -> Tensor:
+    """Smooth images, (count, 3, 32, 32), whose values stay away from -1 and 1."""
     return torch.stack([image_to_tensor(make_image(first + i, (32, 32))) for i in range(count)]) * 0.7
 
 
-def names(there: Translate, back: Translate, progress: float = 1.0) -> list[str]:
-    """The names of the signs in generators that translate x to there(x), and back(there(x)) back."""
-    real = pictures()
-    fake = there(real)
-    return [sign.name for sign in symptoms_in_images("a to b", real, fake, back(fake), progress)]
+def symptoms_of(forward: Translate, backward: Translate, progress: float = 1.0) -> list[str]:
+    """The names of the symptoms when one generator computes `forward` and the other `backward`."""
+    real = smooth_images()
+    fake = forward(real)
+    rec = backward(fake)
+    return [found.name for found in symptoms_in_images("a to b", real=real, fake=fake, rec=rec, progress=progress)]
 
 
 def row(**values: float) -> dict[str, float]:
     return {"loss/disc_a": 0.2, "loss/disc_b": 0.2, "loss/gen": 3.0, **values}
 
 
-def test_healthy_translations_bring_no_warning() -> None:
-    assert names(lambda x: x * 0.8 + 0.1 + 0.02 * NOISE, lambda x: (x - 0.1) / 0.8) == []
+def test_healthy_translations_cause_no_warning() -> None:
+    assert symptoms_of(lambda x: x * 0.8 + 0.1 + 0.02 * NOISE, lambda x: (x - 0.1) / 0.8) == []
 
 
-def test_translations_that_do_nothing() -> None:
-    assert names(lambda x: x + 0.001, lambda x: x) == ["a to b does nothing"]
-    assert names(lambda x: x + 0.001, lambda x: x, progress=0.4) == []  # generators begin as the identity
+def test_translations_that_equal_their_inputs_cause_a_warning_from_half_the_run_on() -> None:
+    assert symptoms_of(lambda x: x + 0.001, lambda x: x) == ["a to b does nothing"]
+    assert symptoms_of(lambda x: x + 0.001, lambda x: x, progress=0.4) == []  # generators may start as the identity
 
 
-def test_translations_that_all_look_alike() -> None:
-    assert names(lambda x: x.mean(dim=0, keepdim=True).expand_as(x) + 0.02 * NOISE, lambda x: x) == [
+def test_translations_that_all_look_alike_cause_a_warning() -> None:
+    assert symptoms_of(lambda x: x.mean(dim=0, keepdim=True).expand_as(x) + 0.02 * NOISE, lambda x: x) == [
         "a to b has collapsed"
     ]
 
 
-def test_translations_that_invert() -> None:
-    assert names(lambda x: -x, lambda x: -x) == ["a to b inverts"]
+def test_translations_that_invert_colours_cause_a_warning() -> None:
+    assert symptoms_of(lambda x: -x, lambda x: -x) == ["a to b inverts"]
 
 
-def test_translations_that_hide_their_input() -> None:
-    assert names(lambda x: x + 0.05 * NOISE, lambda x: x - 0.05 * NOISE) == ["a to b hides its input"]
+def test_translations_that_hide_their_input_cause_a_warning() -> None:
+    assert symptoms_of(lambda x: x + 0.05 * NOISE, lambda x: x - 0.05 * NOISE) == ["a to b hides its input"]
 
 
-def test_one_sample_cannot_show_a_collapse() -> None:
-    real = pictures(1)
-    assert list(symptoms_in_images("a to b", real, real * 0.8 + 0.1, real, 1.0)) == []
+def test_a_single_sample_causes_no_warning_of_a_collapse() -> None:
+    real = smooth_images(1)
+    assert list(symptoms_in_images("a to b", real=real, fake=real * 0.8 + 0.1, rec=real, progress=1.0)) == []
 
 
-def test_healthy_losses_bring_no_warning() -> None:
+def test_healthy_losses_cause_no_warning() -> None:
     assert list(symptoms_in_losses([row(**{"loss/gen": 3 + 0.01 * i}) for i in range(9)])) == []
 
 
-def test_a_discriminator_that_has_won() -> None:
+def test_a_discriminator_that_is_never_wrong_causes_a_warning() -> None:
     rows = [row(**{"loss/disc_b": 0.001, "loss/gen": 3 + 0.01 * i}) for i in range(WINDOW)]
-    assert [sign.name for sign in symptoms_in_losses(rows)] == ["disc_b has won"]
+    assert [found.name for found in symptoms_in_losses(rows)] == ["disc_b has won"]
     assert list(symptoms_in_losses(rows[1:])) == []
     assert list(symptoms_in_losses([*rows[1:], row()])) == []
 
 
-def test_losses_that_stand_still() -> None:
-    assert [sign.name for sign in symptoms_in_losses([row()] * WINDOW)] == ["losses stand still"]
+def test_losses_that_do_not_move_cause_a_warning() -> None:
+    assert [found.name for found in symptoms_in_losses([row()] * WINDOW)] == ["losses are stuck"]
 
 
-def test_every_warning_is_one_line_with_a_remedy() -> None:
-    real = pictures()
-    signs = [
+def test_every_warning_is_one_line_and_names_a_flag_to_try() -> None:
+    real = smooth_images()
+    symptoms = [
         *symptoms_in_losses([row(**{"loss/disc_a": 0.0})] * WINDOW),
-        *symptoms_in_images("a to b", real, -real, real, 1),
+        *symptoms_in_images("a to b", real=real, fake=-real, rec=real, progress=1.0),
     ]
-    assert len(signs) == 3
-    for sign in signs:
-        assert str(sign).startswith("warning: ")
-        assert "\n" not in str(sign)
-        assert "--" in sign.remedy
+    assert len(symptoms) == 3
+    for symptom in symptoms:
+        assert str(symptom).startswith("warning: ")
+        assert "\n" not in str(symptom)
+        assert "--" in symptom.remedy
 
 
-def test_a_run_that_learns_nothing_is_warned_once(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_learns_nothing_causes_one_warning_per_direction(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny(learning_rate=1e-9, num_epochs=3, num_decay_epochs=1, sample_every_steps=4)
     assert train_here(config) == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 2  # one a direction
+    assert len(warnings) == 2  # one for each direction
     assert "european to asian equal their inputs" in warnings[0]
     assert warnings[0].endswith("(step 12)")
 
 
 @pytest.mark.parametrize("inverted", [True, False])
-def test_what_the_generators_do_reaches_the_terminal_and_tensorboard(
+def test_warnings_about_samples_reach_the_terminal_and_tensorboard(
     inverted: bool, tiny: Tiny, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sign = -1.0 if inverted else 0.8
-    real = pictures()
-    views = [real, sign * real + 0.1, real, real, 0.8 * real + 0.1, real]
-    monkeypatch.setattr(train, "translate_samples", lambda *arguments: views)
+    factor = -1.0 if inverted else 0.8
+    real = smooth_images()
+    columns = [real, factor * real + 0.1, real, real, 0.8 * real + 0.1, real]
+    monkeypatch.setattr(train, "translate_samples", lambda *arguments: columns)
     config = tiny(num_epochs=1, num_decay_epochs=0)
     assert train_here(config) == 0
     assert ("warning: translations european to asian turn dark" in capsys.readouterr().out) is inverted

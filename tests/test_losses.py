@@ -35,7 +35,7 @@ def numbered(first: int, count: int = 1) -> torch.Tensor:
     return torch.arange(first, first + count).float().reshape(-1, 1, 1, 1)
 
 
-def test_a_pool_first_fills_and_then_swaps_half_of_what_it_sees() -> None:
+def test_a_pool_first_fills_and_then_swaps_half_of_its_inputs() -> None:
     pool = ImagePool(50, seed=0)
     assert all(pool.query(numbered(i)).item() == i for i in range(50))
     returned = [int(pool.query(numbered(i)).item()) for i in range(50, 4050)]
@@ -46,7 +46,7 @@ def test_a_pool_first_fills_and_then_swaps_half_of_what_it_sees() -> None:
     assert sorted(old + held) == sorted(set(range(4050)) - set(returned) | set(old)), "an image was lost"
 
 
-def test_a_pool_of_size_zero_returns_what_it_is_shown() -> None:
+def test_a_pool_of_size_zero_returns_its_input() -> None:
     pool = ImagePool(0, seed=0)
     assert torch.equal(pool.query(numbered(0, 5)), numbered(0, 5))
 
@@ -60,7 +60,7 @@ def test_a_pool_detaches_and_copies() -> None:
     assert all(image.item() == 0 for image in pool.images)
 
 
-def test_a_restored_pool_goes_on_as_the_first() -> None:
+def test_a_restored_pool_continues_as_the_first() -> None:
     pool = ImagePool(4, seed=1)
     pool.query(numbered(0, 9))
     copy = ImagePool(4, seed=99)

@@ -1,4 +1,4 @@
-"""Numbers by hand."""
+"""The metrics equal independent calculations of their definitions."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import nn
 from evaluation.metrics import bootstrap, kernel_distance, mean_absolute_error, ssim, translate_in_batches
 
 
-def test_the_error_is_on_the_scale_of_images_in_zero_to_one() -> None:
+def test_the_mean_absolute_error_is_on_the_scale_of_images_in_zero_to_one() -> None:
     black, white = torch.full((1, 3, 4, 4), -1.0), torch.full((1, 3, 4, 4), 1.0)
     assert mean_absolute_error(black, white) == 1.0
     assert mean_absolute_error(black, black + 0.5) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
-def test_batches_do_not_change_a_translation(batch_size: int) -> None:
+def test_the_batch_size_does_not_change_a_translation(batch_size: int) -> None:
     images = torch.randn(5, 3, 8, 8)
     layer = nn.Conv2d(3, 3, 3, padding=1)
-    torch.testing.assert_close(translate_in_batches(layer, images, batch_size), layer(images).detach())
+    torch.testing.assert_close(translate_in_batches(layer, images, batch_size=batch_size), layer(images).detach())
 
 
-def test_the_bootstrap_interval_holds_the_true_mean_nineteen_times_of_twenty() -> None:
+def test_the_bootstrap_interval_contains_the_true_mean_about_nineteen_times_out_of_twenty() -> None:
     random = np.random.default_rng(1)
     hits = 0
     for _ in range(100):
@@ -33,7 +33,7 @@ def test_the_bootstrap_interval_holds_the_true_mean_nineteen_times_of_twenty() -
     assert 88 <= hits <= 99
 
 
-def test_images_without_a_number_do_not_count() -> None:
+def test_images_without_a_value_do_not_count() -> None:
     estimate = bootstrap(np.array([1.0, np.nan, 3.0]))
     assert estimate is not None
     assert (estimate.value, estimate.count) == (2.0, 2)
@@ -79,7 +79,7 @@ def test_the_kernel_distance_equals_its_definition() -> None:
     assert estimate.value == pytest.approx(own + others - 2 * cross)
 
 
-def test_the_kernel_distance_is_near_zero_for_one_distribution_and_grows_with_the_difference() -> None:
+def test_the_kernel_distance_is_near_zero_for_equal_distributions_and_grows_with_their_difference() -> None:
     random = np.random.default_rng(0)
     x, y = random.normal(size=(2, 300, 8))
     distances = [kernel_distance(x + shift, y) for shift in (0, 0.5, 1)]

@@ -1,7 +1,8 @@
-"""Every command and every promise of a file in the README."""
+"""The README in both languages and the pages in docs/: every command runs, every link leads somewhere."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -17,74 +18,87 @@ import pytest
 from conftest import ROOT, SMALL, make_folders, make_image
 from foreign_networks import save_origin
 
+import benchmark
 import download_files
 from config import Config
-from weights.load import load_generator
 
-README = (ROOT / "README.md").read_text()
-SET_UP = ["python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt",
-          "pip install -r requirements-extra.txt"]  # fmt: skip
-COMMANDS = [
-    command.strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    for command in line.split("&&")
-]
-DOWNLOAD_FLAGS = ("list", "dataset", "weights", "test-images", "url")
-TRANSLATE_FLAGS = ("direction", "crops", "side-by-side", "out", "no-metadata", "like", "all-checkpoints")
-BENCHMARK_FLAGS = ("compare",)
-TORCHRUN_FLAGS = ("nproc-per-node", "nnodes", "node-rank", "master-addr")
-PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+         for path in (ROOT / "README.md", ROOT / "README.ru.md", *sorted((ROOT / "docs").glob("*.md")))}  # fmt: skip
+README, RUSSIAN = PAGES["README.md"], PAGES["README.ru.md"]
 SHORT = [*SMALL, "--max-steps", "2", "--num-workers", "0"]
+EXTRA = {  # flags that keep the tests short
+    "train.py": SHORT,
+    "evaluate.py": ["--inception-weights", "nowhere.pth"],
+    "benchmark.py": [*SMALL, "--steps", "1"],
+}
+EXPECTED = {  # what a program prints when it has done its work
+    "train.py": "finished 2 steps; samples in runs/",
+    "check_data.py": "train/asian",
+    "translate.py": "translated ",
+    "evaluate.py": "written to evaluated",
+    "benchmark.py": "|---|",
+    "import_weights.py": "wrote my_weights.safetensors",
+    "download_files.py": "data set: ",
+}
+OTHER_FLAGS = {"logdir", "nproc-per-node", "nnodes", "node-rank", "master-addr", "index-url"}  # of other programs
+OTHER_COMMANDS = ("python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt",
+                  "pip install -r requirements-extra.txt", "python -m pytest", "tensorboard --logdir runs",
+                  "torchrun --nproc-per-node=4 train.py", "torchrun --nproc-per-node=4 translate.py")  # fmt: skip
+
+
+def commands_in(page: str) -> list[str]:
+    """The commands of a page's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    return [command.strip() for block in blocks for line in block.splitlines() for command in line.split("&&")]
+
+
+COMMANDS = sorted({command for page in PAGES.values() for command in commands_in(page)})
+PROGRAMS = [command for command in COMMANDS if re.match(r"python \w+\.py", command)]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds my_faces/ and a finished run of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_folders(folder / "my_faces")
+    run("train.py", "--data-dir", "my_faces", "--run-name", "my_faces", *SHORT, cwd=folder)
+    return folder
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """The repository without what its users put into it, and the folders that the README speaks of."""
-    for pattern in ("*.py", "*.txt", "*.toml", "*.md"):
-        for file in ROOT.glob(pattern):
-            shutil.copy(file, tmp_path)
-    for folder in ("assets", "docs", "tests", ".ci", *PACKAGES):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("venv", "__pycache__"))
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the folders and files that the pages mention."""
     make_folders(tmp_path / "my_faces")
     animals = make_folders(tmp_path / "my_animals")
     for split in ("train", "test"):
         (animals / split / "european").rename(animals / split / "Horse")
         (animals / split / "asian").rename(animals / split / "zebra")
+    (tmp_path / "my_photos").mkdir()
+    for name in ("photo.jpg", "my_photos/other.png"):
+        make_image(1, (300, 260)).save(tmp_path / name)
+    save_origin(tmp_path / "my_weights", n=1)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def run(arguments: list[str], cwd: Path) -> str:
+def run(*arguments: str, cwd: Path) -> str:
+    """Run Python with one of our programs or other arguments; what it prints."""
+    program = [str(ROOT / arguments[0])] if arguments[0].endswith(".py") else [arguments[0]]
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, *program, *arguments[1:]],
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_every_command_is_known_to_these_tests() -> None:
-    programs = (
-        "train.py",
-        "import_weights.py",
-        "download_files.py",
-        "check_data.py my_faces",
-        "translate.py",
-        "evaluate.py",
-        "benchmark.py",
-    )
-    kinds = (
-        *(f"python {program}" for program in programs),
-        "python -m pytest",
-        "tensorboard --logdir runs",
-        "torchrun --nproc-per-node=4 train.py",
-        *SET_UP,
-    )
-    assert [command for command in COMMANDS if not command.startswith(kinds)] == []
-    assert {kind for kind in kinds if any(command.startswith(kind) for command in COMMANDS)} == set(kinds)
+    known = (*(f"python {program}" for program in EXPECTED), *OTHER_COMMANDS)
+    assert [command for command in COMMANDS if not command.startswith(known)] == []
+    assert [start for start in known if not any(command.startswith(start) for command in COMMANDS)] == []
 
 
 def test_ci_does_the_set_up_and_ends_with_the_test_command() -> None:
@@ -93,78 +107,65 @@ def test_ci_does_the_set_up_and_ends_with_the_test_command() -> None:
     assert script.rstrip().endswith("python -m pytest")
 
 
-@pytest.mark.parametrize("command", sorted({command for command in COMMANDS if command.startswith("python train.py")}))
-def test_the_training_commands_train(command: str, clone: Path) -> None:
-    shown = run([*command.split()[1:], *SHORT], cwd=clone)
-    assert "finished 2 steps; samples in runs/" in shown
-    if "demo" in command:
-        assert "on 64 held-out pairs" in shown
-    picture = re.search(r"samples in (.*)", shown)
-    assert picture
-    assert (clone / picture[1]).exists()
-
-
-def test_the_download_command_brings_all_three(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", PROGRAMS)
+def test_the_commands_of_our_programs_run(
+    command: str,
+    workspace: Path,
+    finished_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    make_folders(tmp_path / "test_images" / "train", 1, 1)
+    _, program, *arguments = command.split()
+    monkeypatch.setattr(benchmark, "SECONDS", 0.1)
+    monkeypatch.setattr(download_files, "HERE", workspace / "here")
     for name, source in download_files.SOURCES.items():
-        monkeypatch.setitem(download_files.SOURCES, name, replace(source, url=str(tmp_path / "test_images")))
-    monkeypatch.setattr(download_files, "HERE", tmp_path / "root")
-    (command,) = [command.split() for command in COMMANDS if command.startswith("python download_files.py")]
-    assert download_files.main(command[2:]) == 1
-    assert "error: weights: " in capsys.readouterr().err  # there are none among these images
-    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == ["dataset", "test_images"]
+        folder = "my_weights" if name == "weights" else "my_faces"
+        monkeypatch.setitem(download_files.SOURCES, name, replace(source, url=str(workspace / folder)))
+    if program in ("translate.py", "evaluate.py"):
+        shutil.copytree(finished_run / "runs", workspace / "runs")
+    if "my_weights.safetensors" in arguments and program == "translate.py":
+        run("import_weights.py", "my_weights", "my_weights.safetensors", cwd=workspace)
+    main = importlib.import_module(program.removesuffix(".py")).main
+    assert main([*arguments, *EXTRA.get(program, [])]) == 0
+    printed = capsys.readouterr().out
+    assert EXPECTED[program] in printed
+    if program == "train.py":
+        picture = re.search(r"samples in (.*)", printed)
+        assert picture
+        assert Path(picture[1]).exists()
+        assert ("on 64 held-out pairs" in printed) == ("demo" in command)
 
 
-def test_the_data_check_command_shows_a_table(clone: Path) -> None:
-    (command,) = [command.split() for command in COMMANDS if command.startswith("python check_data.py")]
-    assert "train/asian" in run(command[1:], cwd=clone)
-    assert (clone / "data_check.png").exists()
+def test_download_brings_all_three(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(download_files, "HERE", workspace / "here")
+    for name, source in download_files.SOURCES.items():
+        folder = "my_weights" if name == "weights" else "my_faces"
+        monkeypatch.setitem(download_files.SOURCES, name, replace(source, url=str(workspace / folder)))
+    assert download_files.main([]) == 0
+    assert sorted(path.name for path in (workspace / "here").iterdir()) == ["checkpoints", "dataset", "test_images"]
 
 
-def test_the_test_command_finds_the_tests(clone: Path) -> None:
-    command = next(command for command in COMMANDS if command.startswith("python -m pytest"))
-    assert " tests collected" in run([*command.split()[1:], "--collect-only", "-q"], cwd=clone)
+def test_the_python_example_translates(workspace: Path, finished_run: Path) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", PAGES["docs/translating.md"], re.DOTALL)
+    shutil.copytree(finished_run / "runs", workspace / "runs")
+    run("-c", lines, cwd=workspace)
+    assert (workspace / "translated.png").exists()
 
 
-def test_a_run_is_evaluated(clone: Path) -> None:
-    run(["train.py", "--data-dir", "my_faces", "--run-name", "my_faces", *SHORT], cwd=clone)
-    (command,) = [command.split() for command in COMMANDS if command.startswith("python evaluate.py")]
-    assert "### european to asian" in run([*command[1:], "--inception-weights", "nowhere.pth"], cwd=clone)
-    assert (clone / "evaluated" / "evaluation.json").exists()
-
-
-def test_photographs_are_translated_from_the_command_line_and_in_python(clone: Path) -> None:
-    run(["train.py", "--data-dir", "my_faces", "--run-name", "my_faces", *SHORT], cwd=clone)
-    (clone / "my_photos").mkdir()
-    for name in ("photo.jpg", "my_photos/other.png"):
-        make_image(1, (300, 260)).save(clone / name)
-    (command,) = [command.split() for command in COMMANDS if command.startswith("python translate.py")]
-    assert "translated 2 files" in run(command[1:], cwd=clone)
-    assert sorted(path.name for path in (clone / "translated").iterdir()) == ["other.png", "photo.jpg"]
-    (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    run(["-c", lines], cwd=clone)
-    assert (clone / "translated.png").exists()
-
-
-def test_the_import_command_imports_what_the_folder_holds(clone: Path) -> None:
-    save_origin(clone / "my_weights", n=1)
-    command = next(command for command in COMMANDS if command.startswith("python import_weights.py"))
-    assert "wrote my_weights.safetensors" in run(command.split()[1:], cwd=clone)
-    assert load_generator(clone / "my_weights.safetensors", "ab")
-
-
-def test_the_torchrun_command_trains(clone: Path) -> None:
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("torchrun")])
+def test_the_torchrun_commands_run(command: str, workspace: Path, finished_run: Path) -> None:
     """With two processes instead of four."""
-    (command,) = [command.split() for command in COMMANDS if command.startswith("torchrun")]
-    shown = run(["-m", "torch.distributed.run", "--nproc-per-node=2", *command[2:], *SHORT], cwd=clone)
-    assert "finished 2 steps; samples in runs/" in shown
+    _, _, program, *arguments = command.split()
+    if program == "translate.py":
+        shutil.copytree(finished_run / "runs", workspace / "runs")
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / program)]
+    assert EXPECTED[program] in run(*launcher, *arguments, *EXTRA.get(program, []), cwd=workspace)
 
 
-def test_the_benchmark_command_prints_a_ratio(clone: Path) -> None:
-    (command,) = [command.split() for command in COMMANDS if command.startswith("python benchmark.py")]
-    assert "| against plain |" in run([*command[1:], *SMALL, "--parts", "train", "--steps", "1"], cwd=clone)
+def test_the_test_command_finds_the_tests() -> None:
+    assert " tests collected" in run("-m", "pytest", "--collect-only", "-q", cwd=ROOT)
 
 
 def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
@@ -172,10 +173,9 @@ def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = next(command for command in COMMANDS if command.startswith("tensorboard"))
     program = Path(sys.executable).parent / "tensorboard"
     server = subprocess.Popen(
-        [program, *command.split()[1:], "--host", "127.0.0.1", "--port", str(port)],
+        [program, "--logdir", "runs", "--host", "127.0.0.1", "--port", str(port)],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -193,29 +193,43 @@ def test_tensorboard_serves_the_runs(tmp_path: Path) -> None:
         server.wait()
 
 
-def test_every_flag_is_a_knob() -> None:
-    knobs = {field.name.replace("_", "-") for field in fields(Config)} | {"no-global-skip", "help"}
-    others = {"logdir", "json", *DOWNLOAD_FLAGS, *TRANSLATE_FLAGS, *BENCHMARK_FLAGS, *TORCHRUN_FLAGS}
-    assert set(re.findall(r"--([a-z][a-z-]+)", README)) - others <= knobs
+@pytest.mark.parametrize("page", PAGES)
+def test_every_flag_exists(page: str) -> None:
+    knobs = {field.name.replace("_", "-") for field in fields(Config)}
+    ours = {flag for file in ROOT.glob("*.py") for flag in re.findall(r'"--([a-z0-9-]+)"', file.read_text())}
+    ours |= {name.replace("_", "-") for name in download_files.SOURCES}
+    mentioned = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", PAGES[page]))
+    assert {flag.removeprefix("no-") for flag in mentioned} - knobs - ours - OTHER_FLAGS - {"help", "metadata"} == set()
 
 
-def test_every_file_in_the_list_is_there_and_every_file_is_in_the_list() -> None:
-    table = README.split("## Files")[1].split("##")[0]
-    listed = set(re.findall(r"`([^`]+\.(?:py|txt|zip))`|`(\.ci/run|docs/|tests/)`", table))
-    names = {first or second for first, second in listed}
-    assert all((ROOT / name).exists() for name in names)
-    assert {path.name for path in ROOT.glob("*.py")} <= names
+@pytest.mark.parametrize("page", [README, RUSSIAN], ids=["English", "Russian"])
+def test_the_readme_lists_every_program_and_package(page: str) -> None:
+    names = {path.name for path in ROOT.glob("*.py")} | {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")}
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
-def test_links_to_files_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            path = (ROOT / page).parent / file if file else ROOT / page
+            assert path.exists(), target
+            titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert not anchor or anchor in anchors, target
 
 
-def test_the_dashboards_table_gives_the_true_defaults() -> None:
-    table = README.split("## The dashboard")[1].split("## ")[0]
-    rows = re.findall(r"^\| `--([a-z-]+)` \| `?([\w.]+)`? \|", table, re.MULTILINE)
-    assert len(rows) >= 7
+def test_the_readmes_tell_the_same() -> None:
+    assert len(README) <= 9500
+    assert commands_in(RUSSIAN) == commands_in(README)
+    assert re.findall(r"^#+ ", RUSSIAN, re.MULTILINE) == re.findall(r"^#+ ", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [README, RUSSIAN], ids=["English", "Russian"])
+def test_the_table_of_dials_gives_the_true_defaults(page: str) -> None:
+    rows = re.findall(r"^\| `--([a-z-]+)` \| `?([\w.]+)`? \|", page, re.MULTILINE)
+    assert len(rows) == 8
     for flag, shown in rows:
         value = getattr(Config(), flag.replace("-", "_"))
         assert (float(shown) if isinstance(value, (int, float)) else shown) == value, flag

@@ -1,4 +1,4 @@
-"""What a run shows of itself, also after an interruption."""
+"""A run's logs are complete and consistent, also after an interruption."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ["loss/gan_ab", "loss/gan_ba", "loss/cycle_a", "loss/cycle_b", "loss/dis
 
 
 def log_steps(run_dir: Path, first: int, last: int, every: int = 2) -> None:
-    """Log the step's number as every loss."""
+    """Log steps `first` to `last` of a run, each with its number as the value of every loss."""
     with RunLog(run_dir, first - 1, 100, 10, Config(batch_size=2)) as log:
         for step in range(first, last + 1):
             log.collect({name: torch.tensor(float(step)) for name in NAMES})
@@ -31,22 +31,25 @@ def rows(run_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_row_is_the_mean_since_the_row_before(tmp_path: Path) -> None:
+def test_a_row_holds_the_means_since_the_previous_row(tmp_path: Path) -> None:
     log_steps(tmp_path, 1, 6, every=3)
     assert [(row["step"], row["loss/gan_ab"]) for row in rows(tmp_path)] == [("3", "2.0"), ("6", "5.0")]
     assert rows(tmp_path)[0]["learning_rate"] == "0.5"
 
 
 @pytest.mark.parametrize("num_processes", [1, 4])
-def test_the_images_of_all_processes_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_processes: int) -> None:
+def test_the_speed_counts_the_images_of_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_processes: int
+) -> None:
     seconds = itertools.count()
-    monkeypatch.setattr("training.run_log.time.perf_counter", lambda: next(seconds))  # every question a second later
+    # The clock advances by one second at each call.
+    monkeypatch.setattr("training.run_log.time.perf_counter", lambda: next(seconds))
     monkeypatch.setenv("WORLD_SIZE", str(num_processes))
-    log_steps(tmp_path, 1, 6, every=3)  # batches of two images of both domains
+    log_steps(tmp_path, 1, 6, every=3)  # a batch holds two images of each domain
     assert [float(row["images_per_second"]) for row in rows(tmp_path)] == [3 * 2 * 2 * num_processes] * 2
 
 
-def test_tensorboard_holds_what_the_table_holds(tmp_path: Path) -> None:
+def test_tensorboard_and_metrics_csv_hold_the_same_values(tmp_path: Path) -> None:
     log_steps(tmp_path, 1, 6)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert {*NAMES, "learning_rate", "images_per_second"} == set(events.Tags()["scalars"])
@@ -57,11 +60,11 @@ def test_tensorboard_holds_what_the_table_holds(tmp_path: Path) -> None:
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
-def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
+def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
     log_steps(tmp_path, 1, 8)
     with open(tmp_path / "metrics.csv", "a") as file:
-        file.write("\nnote: from here on with more light\n10,0.1")  # a user's remark, and a row cut short by a kill
-    log_steps(tmp_path, 6, 10)  # the checkpoint was of step 5
+        file.write("\nnote: from here on with more light\n10,0.1")  # a user's note, and a row that a kill cut short
+    log_steps(tmp_path, 6, 10)  # resumes from a checkpoint of step 5
     assert [row["step"] for row in rows(tmp_path)] == ["2", "4", "6", "8", "10"]
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("loss/gan_ab")] == [2, 4, 6, 8, 10]
@@ -76,7 +79,7 @@ def test_a_sample_is_a_file_and_an_image_in_tensorboard(tmp_path: Path) -> None:
     assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == ["samples"]
 
 
-def test_where_there_is_no_terminal_plain_lines_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_progress_is_printed_in_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log_steps(tmp_path, 12, 12)
     printed = capsys.readouterr()
     assert printed.out.startswith("step 12/100  epoch 2  gan 12.000  cycle 12.000  disc 12.000  ")

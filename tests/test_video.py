@@ -1,4 +1,4 @@
-"""Videos keep their size, rate, number of frames and sound; landmarks stand still where faces do."""
+"""Videos keep their size, frame rate, number of frames and sound; the landmarks of still faces are steady."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LANDMARKS = np.array(TEMPLATE) * 100
 
 
 def make_video(path: Path, codec: str, size: tuple[int, int] = (480, 272), sound: str | None = None) -> Path:
-    """A face that moves to the right, 25 frames a second, and a hum."""
+    """Write a video of a face that moves to the right at 25 frames a second, with or without a hum."""
     image = photograph(1, (700, 400))
     with av.open(str(path), "w") as writer:
         stream = writer.add_stream(codec, rate=25)
@@ -43,7 +43,7 @@ def make_video(path: Path, codec: str, size: tuple[int, int] = (480, 272), sound
 
 
 def contents(path: Path) -> tuple[list[np.ndarray], list[float], list[bytes], Any]:
-    """Frames, their times in s, the packets of the sound, and the rate."""
+    """The frames, their times in s, the packets of the sound, and the frame rate."""
     with av.open(str(path)) as reader:
         sound = [bytes(packet) for packet in reader.demux(audio=0)] if reader.streams.audio else []
     with av.open(str(path)) as reader:
@@ -61,44 +61,44 @@ def contents(path: Path) -> tuple[list[np.ndarray], list[float], list[bytes], An
         ("b.mp4", "libx264", None),
     ],
 )
-def test_a_video_keeps_all_but_the_faces(name: str, codec: str, sound: str | None, tmp_path: Path) -> None:
+def test_only_the_faces_in_a_video_change(name: str, codec: str, sound: str | None, tmp_path: Path) -> None:
     source, target = make_video(tmp_path / name, codec, sound=sound), tmp_path / "out" / name
     translator = Translator(Brighter(), 64, template=TEMPLATE)
-    summary = translate_files(translator, [(source, target)], write_photo)
-    assert str(summary) == "translated 1 files, 1 faces"
-    frames, times, heard, rate = contents(source)
-    new_frames, new_times, new_heard, new_rate = contents(target)
+    summary = translate_files(translator, [(source, target)], write=write_photo)
+    assert str(summary) == "translated 1 file, 1 face"
+    frames, times, sound_packets, rate = contents(source)
+    new_frames, new_times, new_sound_packets, new_rate = contents(target)
     assert len(new_frames) == len(frames) == NUM_FRAMES
     assert new_times == pytest.approx(times, abs=0.001)
     assert new_rate == rate == Fraction(25)
-    assert new_heard == heard
+    assert new_sound_packets == sound_packets
     for frame, new_frame in zip(frames, new_frames, strict=True):
         change = new_frame.astype(int) - frame
         assert change[100:160, 60:160].mean() > 15
         assert np.abs(change[:, 300:]).mean() < 3
-    assert translator.generator.seen == [(1, 3, 64, 64)] * NUM_FRAMES
+    assert translator.generator.input_shapes == [(1, 3, 64, 64)] * NUM_FRAMES
 
 
-def test_odd_sizes_stay(tmp_path: Path) -> None:
+def test_a_video_keeps_an_odd_size(tmp_path: Path) -> None:
     source = make_video(tmp_path / "a.webm", "libvpx-vp9", (161, 91))
-    assert translate_video(source, tmp_path / "b.mp4", lambda pixels: pixels) == NUM_FRAMES
+    assert translate_video(source, tmp_path / "b.mp4", change=lambda pixels: pixels) == NUM_FRAMES
     assert contents(tmp_path / "b.mp4")[0][0].shape == (91, 161, 3)
 
 
-def test_what_is_no_video_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"no video")
-    with pytest.raises(UserError, match="no video that can be read"):
-        translate_video(tmp_path / "a.mp4", tmp_path / "out" / "a.mp4", lambda pixels: pixels)
+def test_a_file_that_is_not_a_video_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"not a video")
+    with pytest.raises(UserError, match="not a readable video"):
+        translate_video(tmp_path / "a.mp4", tmp_path / "out" / "a.mp4", change=lambda pixels: pixels)
     assert not (tmp_path / "out").exists()
 
 
-def test_without_pyav_the_way_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyav_the_error_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-extra\.txt"):
-        translate_video(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda pixels: pixels)
+        translate_video(tmp_path / "a.mp4", tmp_path / "b.mp4", change=lambda pixels: pixels)
 
 
-def test_landmarks_of_a_still_face_are_steadied() -> None:
+def test_the_landmarks_of_a_still_face_are_smoothed() -> None:
     random = np.random.default_rng(0)
     noisy = [LANDMARKS + random.normal(0, 0.3, (5, 2)) for _ in range(60)]
     smoother = FaceSmoother()
@@ -106,7 +106,7 @@ def test_landmarks_of_a_still_face_are_steadied() -> None:
     assert np.std(smooth[10:], axis=0).mean() < 0.5 * np.std(noisy[10:], axis=0).mean()
 
 
-def test_a_moving_face_is_followed() -> None:
+def test_a_moving_face_is_followed_without_delay() -> None:
     smoother = FaceSmoother()
     for number in range(20):
         where = LANDMARKS + 8 * number
@@ -114,7 +114,7 @@ def test_a_moving_face_is_followed() -> None:
     assert np.abs(face.landmarks - where).max() < 1
 
 
-def test_faces_are_told_apart_and_a_new_one_is_taken_as_it_is() -> None:
+def test_several_faces_are_smoothed_apart_and_a_new_one_not_at_all() -> None:
     smoother = FaceSmoother()
     smoother([Face(LANDMARKS, 1.0), Face(LANDMARKS + 300, 1.0)])
     moved = smoother([Face(LANDMARKS + by, 1.0) for by in (301, -1, 150)])

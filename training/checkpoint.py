@@ -67,7 +67,7 @@ class CheckpointError(UserError):
 
 @contextmanager
 def lock_run(run_dir: Path) -> Iterator[None]:
-    """Make the folder and hold it, so that no second process trains in it; UserError that names the one that does."""
+    """Create the run's folder and lock it; UserError that names the process which is already training in it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(run_dir / ".lock"), run_dir / ".lock.pid"
     try:
@@ -75,7 +75,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
     except Timeout:
         pid = holder.read_text() if holder.exists() else "unknown"
         raise UserError(
-            f"process {pid} is training in {printable(run_dir)} already\n"
+            f"process {pid} is already training in {printable(run_dir)}\n"
             "wait for it, stop it, or choose another folder with --run-name"
         ) from None
     try:
@@ -89,7 +89,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
-    """Write `state` to folder/step_NNNNNNNN.pt; however it is interrupted, the file is there whole or not at all."""
+    """Write `state` to folder/step_NNNNNNNN.pt; an interruption never leaves an incomplete file of that name."""
     path = folder / f"step_{state['step']:08d}.pt"
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         torch.save(state, file)
@@ -97,7 +97,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
 
 
 def save_best(run_dir: Path, state: dict[str, Any]) -> Path:
-    """Write `state` to run_dir/best/step_NNNNNNNN.pt, and then delete the one that was there."""
+    """Write `state` to run_dir/best/step_NNNNNNNN.pt, then delete the one that was best before."""
     path = save_checkpoint(run_dir / "best", state)
     for older in list_checkpoints(path.parent):
         if older != path:
@@ -106,9 +106,9 @@ def save_best(run_dir: Path, state: dict[str, Any]) -> Path:
 
 
 def prune_checkpoints(folder: Path, step: int, keep: int, keep_every_steps: int) -> None:
-    """Delete checkpoints up to `step` but the newest `keep` and those at multiples of `keep_every_steps` (0: none).
+    """Delete checkpoints up to `step`, except the newest `keep` and those at multiples of `keep_every_steps` (0: none).
 
-    Checkpoints beyond `step` are left alone: a resumed run found them broken and will overwrite them.
+    Checkpoints beyond `step` stay: a resumed run found them damaged and will overwrite them.
     """
     kept = [path for path in list_checkpoints(folder) if checkpoint_step(path) <= step]
     for path in kept[:-keep]:
@@ -117,7 +117,7 @@ def prune_checkpoints(folder: Path, step: int, keep: int, keep_every_steps: int)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a save left behind when the process was killed in it."""
+    """Delete the temporary files of saves during which the process was killed."""
     for path in folder.glob(".step_*.pt.*.tmp"):
         path.unlink()
 
@@ -132,36 +132,39 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoint_step(path: Path) -> int:
-    """The number of finished steps that a checkpoint's name gives."""
+    """The number of finished steps in a checkpoint's name."""
     match = _STEP.fullmatch(path.name)
     assert match, path
     return int(match[1])
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The verified content of a checkpoint file, on the CPU; CheckpointError where it is damaged or something else.
+    """The verified content of a checkpoint file, on the CPU.
 
     Nothing in the file is executed: `weights_only` refuses any pickle that holds more than tensors and plain values.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not a checkpoint of this program.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no file {printable(path)}")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        with zipfile.ZipFile(path) as archive:  # torch.load does not verify the checksums
             damaged = archive.testzip()
         state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken file can make the unpickler raise anything
         reason = "it holds more than tensors and plain values" if "weights_only" in str(error) else repr(error)
-        raise CheckpointError(f"{printable(path)} is no checkpoint: {reason.splitlines()[0]}") from error
+        raise CheckpointError(f"{printable(path)} is not a checkpoint: {reason.splitlines()[0]}") from error
     if damaged:
         raise CheckpointError(f"{printable(path)} is damaged: wrong checksum in {damaged}")
     required = {name for name, entry in ENTRIES.items() if entry.required}
     if not isinstance(state, dict) or not state.keys() >= required:
-        raise CheckpointError(f"{printable(path)} is no checkpoint of this program (import other weights first)")
+        raise CheckpointError(f"{printable(path)} is not a checkpoint of this program (try import_weights.py)")
     return state
 
 
 def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[CheckpointError]]:
-    """The newest whole checkpoint in a folder (None where there is none), and what is wrong with newer ones."""
+    """The newest whole checkpoint in a folder, or None, and what is wrong with the newer ones."""
     broken: list[CheckpointError] = []
     for path in reversed(list_checkpoints(folder)):
         try:
@@ -172,7 +175,7 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Checkpo
 
 
 def check_resumable(saved: dict[str, Any], config: Config, data: dict[str, str]) -> None:
-    """UserError that names every difference, unless a run with these values may go on from the checkpoint `saved`."""
+    """UserError that names every difference, unless a run with these values may resume from the checkpoint `saved`."""
     old, new = to_dict(saved_config(saved)), to_dict(config)
     free = MAY_DIFFER | {name for name in MAY_GROW if new[name] >= old[name]}
     changes = [(name, old[name], new[name]) for name in old if name not in free and old[name] != new[name]]
@@ -180,23 +183,23 @@ def check_resumable(saved: dict[str, Any], config: Config, data: dict[str, str])
     if changes:
         listed = ", ".join(f"{name} {before!r} -> {now!r}" for name, before, now in changes)
         raise UserError(
-            f"this run was begun with other settings: {listed}\n"
-            "to resume it run the command it was begun with; to start afresh choose another --run-name"
+            f"this run was started with other settings: {listed}\n"
+            "to resume it repeat the command that started it; to start afresh choose another --run-name"
         )
 
 
 def saved_config(saved: dict[str, Any]) -> Config:
-    """The configuration in a checkpoint; CheckpointError where this version of the program does not understand it."""
+    """The configuration in a checkpoint; CheckpointError where this version of the program cannot use it."""
     try:
         return from_dict(saved["config"])
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the checkpoint's configuration is not one of this version: {error}") from error
+        raise CheckpointError(f"this version cannot use the checkpoint's configuration: {error}") from error
 
 
 def random_state() -> dict[str, Any]:
-    """The state of all global random generators, in types that `torch.load(weights_only=True)` takes."""
+    """The state of all global random generators, in types that `torch.load(weights_only=True)` accepts."""
     name, keys, *rest = np.random.get_state(legacy=True)
-    uses_gpus = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # else the question would start CUDA
+    uses_gpus = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # asking for the state would start CUDA
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
@@ -206,7 +209,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set all global generators back to `state`; states of GPUs that are no longer there are ignored."""
+    """Set all global generators back to `state`; states of GPUs that are no longer available are ignored."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

@@ -1,8 +1,8 @@
-"""Differentiable augmentation of what a discriminator sees (DiffAugment, Zhao et al. 2020, arXiv 2006.10738).
+"""Differentiable augmentation of a discriminator's inputs (DiffAugment, Zhao et al. 2020, arXiv 2006.10738).
 
-With few images a discriminator learns them by heart. It cannot when every image, real or translated, reaches it changed
-at random; and as the changes are differentiable, the generators still learn from its judgement, and do not learn to
-make the changes themselves.
+A discriminator memorises a small training set. It cannot do so if every image that it receives, real or translated, is
+changed at random. The changes are differentiable, so the generators still learn from the discriminator's scores, and
+they apply to real images too, so the generators do not learn to imitate them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Policy = Literal["none", "geometry", "all"]
-MAX_SHIFT = 1 / 8  # of the image's side (paper 1/8)
-CUT_SIDE = 1 / 2  # of the image's side (paper 1/2)
+MAX_SHIFT = 1 / 8  # Images move by up to this fraction of their sides (the paper's value).
+CUT_SIDE = 1 / 2  # The rectangle that is cut out has this fraction of the image's sides (the paper's value).
 
 
 def diff_augment(images: Tensor, policy: Policy) -> Tensor:
-    """Change each image of a batch at random, on its own, with torch's global random numbers.
+    """Change each image of a batch at random and independently, with torch's global random state.
 
     Args:
-        images: (N, C, H, W) in [-1, 1].
-        policy: "none"; "geometry": shift and cut out; "all": change brightness, saturation and contrast, too.
+        images: (N, C, H, W) in [-1, 1], floating point.
+        policy: "none" returns the images unchanged, "geometry" shifts each image and cuts a rectangle out of it, and
+            "all" also changes brightness, saturation and contrast.
 
     Returns:
-        (N, C, H, W), differentiable in `images`; colours may leave [-1, 1].
+        (N, C, H, W), differentiable with respect to `images`; colours may leave [-1, 1].
     """
     if policy == "all":
         images = _recolour(images)
@@ -34,20 +35,21 @@ def diff_augment(images: Tensor, policy: Policy) -> Tensor:
 
 
 def _uniform(images: Tensor, low: float, high: float) -> Tensor:
-    """One random number an image, (N, 1, 1, 1)."""
+    """One uniform random number per image, (N, 1, 1, 1), between `low` and `high`."""
     return torch.rand(len(images), 1, 1, 1, device=images.device) * (high - low) + low
 
 
 def _recolour(images: Tensor) -> Tensor:
-    images = images + _uniform(images, -0.5, 0.5)
-    grey = images.mean(dim=1, keepdim=True)
-    images = (images - grey) * _uniform(images, 0, 2) + grey
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return (images - mean) * _uniform(images, 0.5, 1.5) + mean
+    """Change brightness, saturation and contrast by random amounts in the paper's ranges."""
+    images = images + _uniform(images, -0.5, 0.5)  # brightness
+    grey = images.mean(dim=1, keepdim=True)  # (N, 1, H, W)
+    images = (images - grey) * _uniform(images, 0, 2) + grey  # saturation
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
+    return (images - mean) * _uniform(images, 0.5, 1.5) + mean  # contrast
 
 
 def _shift(images: Tensor) -> Tensor:
-    """Move each image by up to MAX_SHIFT of its sides; what comes in from outside is 0."""
+    """Move each image by up to MAX_SHIFT of its sides, and fill the border that this opens with 0."""
     height, width = images.shape[-2:]
     rows, columns = round(MAX_SHIFT * height), round(MAX_SHIFT * width)
     padded = F.pad(images, (columns, columns, rows, rows))
@@ -58,7 +60,7 @@ def _shift(images: Tensor) -> Tensor:
 
 
 def _cut_out(images: Tensor) -> Tensor:
-    """Set a rectangle of CUT_SIDE of the sides to 0, centred anywhere, also where it reaches beyond the border."""
+    """Set a rectangle with CUT_SIDE of the sides to 0; its centre lies anywhere, so it may reach beyond the border."""
     height, width = images.shape[-2:]
     row = torch.arange(height, device=images.device).view(1, 1, -1, 1)
     column = torch.arange(width, device=images.device).view(1, 1, 1, -1)

@@ -1,8 +1,8 @@
-"""Several processes that train one model, or share other work, as torchrun starts them. Without it there is one.
+"""Communication between the processes that torchrun starts; a program started without torchrun is one process.
 
-Gradients are averaged by one all-reduce after the last backward pass of a step. Departs from DistributedDataParallel,
-whose hooks expect one forward and one backward pass of every network: our step calls each generator several times, runs
-backward term by term, and freezes the discriminators in between. The sum is the same.
+One all-reduce averages the gradients after the last backward pass of an update. We do not use DistributedDataParallel,
+because its hooks expect one forward and one backward pass of every network: our step calls each generator several
+times, runs backward term by term, and freezes the discriminators in between. The averages are the same.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed.nn.functional  # its default arguments would hold a process group that was there before it
+import torch.distributed.nn.functional  # imported before any process group exists: its default arguments would keep one
 from torch import Tensor
 from torch import distributed as dist
 
-MAX_WAIT = 3600  # seconds for which the others wait while the first process scans, evaluates or saves
+MAX_WAIT = 3600  # The other processes wait up to this many seconds while the first one scans, evaluates or saves.
 
 
 def rank() -> int:
-    """This process's number among all, from 0 on; the first one reports and saves."""
+    """The number of this process among all processes, from 0; process 0 reports and saves."""
     return int(os.environ.get("RANK", "0"))
 
 
 def count() -> int:
-    """How many processes there are, on all machines."""
+    """The number of processes on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number on its machine: the number of its GPU."""
+    """The number of this process on its machine, from 0, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Let the processes talk to each other inside the block, over NCCL between GPUs and over Gloo otherwise."""
+    """Connect the processes inside the block: GPU tensors travel over NCCL, all others over Gloo."""
     if count() == 1:
         yield
         return
@@ -48,16 +48,16 @@ def process_group(device: torch.device) -> Iterator[None]:
     succeeded = False
     try:
         yield
-        any_process(False)  # all end together: torchrun stops the others when one ends with another status than 0
+        any_process(False)  # waits for all: torchrun stops the others when one exits with a status other than 0
         succeeded = True
     finally:
-        if succeeded or backend == "gloo":  # after an error NCCL would wait for processes that wait for this one
-            dist.destroy_process_group()  # ends Gloo's threads, which Python's end would trip over
+        if succeeded or backend == "gloo":  # after an error NCCL would block, because the others wait for this process
+            dist.destroy_process_group()  # ends Gloo's threads, which might abort the process when Python exits
 
 
 @torch.no_grad()
 def average(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors of one dtype and device by their means over all processes."""
+    """Replace tensors, all of one dtype and on one device, by their means over all processes."""
     if count() == 1:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -68,10 +68,10 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is true in any process: all get the same answer."""
+    """Whether `flag` is true in any process; all processes get the same answer."""
     if count() == 1:
         return flag
-    flags = torch.tensor(int(flag))  # on the CPU: the GPU need not be waited for
+    flags = torch.tensor(int(flag))  # on the CPU, so that nothing waits for the GPU
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags)
 
@@ -86,7 +86,7 @@ def all_equal(number: int) -> bool:
 
 
 def gather_to_first(value: Any) -> list[Any] | None:
-    """Everybody's value in the order of rank, in the first process; None in the others."""
+    """The values of all processes in the order of rank, in the first process; None in the others."""
     if count() == 1:
         return [value]
     values = [None] * count() if rank() == 0 else None
@@ -95,7 +95,7 @@ def gather_to_first(value: Any) -> list[Any] | None:
 
 
 def is_peer_failure(error: RuntimeError) -> bool:
-    """Whether an error says that another process is gone, with which this one wanted to talk."""
+    """Whether an error means that another process has ended or cannot be reached."""
     return count() > 1 and (
         isinstance(error, dist.DistError) or bool(re.search(r"gloo|NCCL|[Cc]onnection", str(error)))
     )

@@ -1,4 +1,4 @@
-"""Signs of the known ways in which a CycleGAN's training goes wrong, each with what to do about it."""
+"""Symptoms of the known ways in which a CycleGAN's training fails, each with a remedy."""
 
 from __future__ import annotations
 
@@ -12,108 +12,120 @@ from torch import Tensor
 
 from utils import UserError
 
-WINDOW = 5  # rows of metrics that a sign in the losses must last
-WON = 0.005  # a discriminator's loss below this: it is never wrong; 0.25 is guessing
-STILL = 1e-4  # the losses' spread over their mean below this: they do not move
-SAME = 0.002  # change of an image, of [0, 1], below this: half a grey level of 256
-UNCHANGED_SHARE = 0.5  # share of the run until which generators that begin as the identity may change nothing
-ALIKE = 0.2  # spread of the translations over that of their inputs below this: all look alike
-INVERTED = -0.3  # correlation of rough colours of input and translation below this: dark became bright
-COARSE = 8  # px that are averaged to see rough colours
-HIDDEN = 3.0  # fine change over rough change above this, while the way back is good: the fine change hides the input
+WINDOW = 5  # A symptom in the losses must last for this many rows of metrics.csv.
+MIN_DISC_LOSS = 0.005  # A discriminator with a loss below this is never wrong; one that guesses has 0.25.
+MIN_LOSS_RANGE = 1e-4  # Losses are stuck if their range, divided by their mean, stays below this.
+MIN_CHANGE = 0.002  # Translations with a smaller mean change, half a grey level of 256, equal their inputs.
+UNCHANGED_SHARE = 0.5  # Generators that start as the identity may change nothing for this fraction of the run.
+MIN_SPREAD = 0.2  # Translations have collapsed if their spread, divided by that of their inputs, is below this.
+MIN_CORRELATION = -0.3  # Colours are inverted if rough input and rough translation correlate less than this.
+ROUGH_SIDE = 8  # Rough colours are means over squares with this side, px.
+MAX_FINE_CHANGE = 3.0  # Fine change, divided by rough change, above this hides the input if cycles restore it.
 
 
 @dataclass(frozen=True)
 class Symptom:
-    """One sign: its name, what is seen, and what to do."""
+    """A symptom of failing training.
+
+    Attributes:
+        name: identifies the symptom within a run.
+        observation: what is wrong, with the value that shows it.
+        remedy: what the user can do about it.
+    """
 
     name: str
-    seen: str
+    observation: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"warning: {self.seen}; {self.remedy}"
+        return f"warning: {self.observation}; {self.remedy}"
 
 
 def check_finite(means: Mapping[str, float], step: int) -> None:
-    """UserError that names the losses that were infinite or not a number since the last report."""
+    """UserError, with the names of the losses, if any mean since the last report is infinite or NaN."""
     bad = [name for name, mean in means.items() if not math.isfinite(mean)]
     if bad:
         raise UserError(
-            f"stopped after step {step}: not finite since the last report: {', '.join(bad)}\n"
-            "the weights were not changed by it; try a lower --learning-rate in another --run-name"
+            f"stopped after step {step}, because these values became infinite or NaN: {', '.join(bad)}\n"
+            "such steps did not change the weights; train again with a lower --learning-rate and another --run-name"
         )
 
 
 def symptoms_in_losses(rows: Sequence[Mapping[str, float]]) -> Iterator[Symptom]:
-    """What the newest rows of metrics.csv say; nothing before there are WINDOW of them."""
+    """The symptoms in the newest rows of metrics.csv; none while there are fewer than WINDOW rows."""
     newest = rows[-WINDOW:]
     if len(newest) < WINDOW:
         return
     for domain in "ab":
         highest = max(row[f"loss/disc_{domain}"] for row in newest)
-        if highest < WON:
+        if highest < MIN_DISC_LOSS:
             yield Symptom(
                 f"disc_{domain} has won",
-                f"the discriminator of domain {domain} is never wrong (loss {highest:.4f}), which teaches nothing",
-                "try --diff-augment geometry or --spectral-norm, and look for a difference that gives all images away",
+                f"the discriminator of domain {domain} is never wrong (loss {highest:.4f}), so the generators learn "
+                "nothing from it",
+                "try --diff-augment geometry or --spectral-norm, and check whether the domains differ in something "
+                "trivial, such as a border or the image format",
             )
     totals = [row["loss/gen"] for row in newest]
-    if max(totals) - min(totals) <= STILL * abs(sum(totals) / WINDOW):
+    if max(totals) - min(totals) <= MIN_LOSS_RANGE * abs(sum(totals) / WINDOW):
         yield Symptom(
-            "losses stand still",
-            f"the generators' loss has stayed at {totals[-1]:.4f} over {WINDOW} rows",
-            "look at grad_norm/gen: if it is 0, begin again with another --seed or a lower --learning-rate",
+            "losses are stuck",
+            f"the generators' loss has stayed at {totals[-1]:.4f} for {WINDOW} rows of metrics.csv",
+            "if grad_norm/gen is 0, start another run with another --seed or a lower --learning-rate",
         )
 
 
-def symptoms_in_images(direction: str, real: Tensor, fake: Tensor, rec: Tensor, progress: float) -> Iterator[Symptom]:
-    """What sample images say.
+def symptoms_in_images(
+    direction: str, *, real: Tensor, fake: Tensor, rec: Tensor, progress: float
+) -> Iterator[Symptom]:
+    """The symptoms in sample images of one direction.
 
     Args:
-        direction: such as "european to asian", for the text.
-        real, fake, rec: inputs, their translations, and these translated back, (N, 3, H, W) in [-1, 1].
-        progress: share of the run that is done.
+        direction: names the direction in the text, such as "european to asian".
+        real, fake, rec: inputs, translations and cycle reconstructions, (N, 3, H, W) in [-1, 1], float32.
+        progress: the fraction of the run that is complete, 0 to 1.
     """
     change = fake - real
-    rough, rough_real = F.avg_pool2d(change, COARSE), F.avg_pool2d(real, COARSE)
-    fine = change - F.interpolate(rough, change.shape[-2:], mode="nearest")
-    size = change.abs().mean().item() / 2  # of images in [0, 1]
-    if size < SAME:
+    mean_change = change.abs().mean().item() / 2  # for images in [0, 1]
+    if mean_change < MIN_CHANGE:
         if progress >= UNCHANGED_SHARE:
             yield Symptom(
                 f"{direction} does nothing",
-                f"translations {direction} equal their inputs (mean change {size:.4f})",
+                f"translations {direction} equal their inputs (mean change {mean_change:.4f})",
                 "try --lambda-cycle 5 --lambda-identity 0, or train longer",
             )
         return
-    if len(real) > 1 and _spread(fake) < ALIKE * _spread(real):
+    rough_change, rough_real = F.avg_pool2d(change, ROUGH_SIDE), F.avg_pool2d(real, ROUGH_SIDE)
+    fine_change = change - F.interpolate(rough_change, change.shape[-2:], mode="nearest")
+    is_mostly_fine = fine_change.abs().mean() > MAX_FINE_CHANGE * rough_change.abs().mean()
+    if len(real) > 1 and _spread(fake) < MIN_SPREAD * _spread(real):
         yield Symptom(
             f"{direction} has collapsed",
             f"translations {direction} all look alike",
-            "go back to an earlier checkpoint with a lower --learning-rate, or raise --lambda-cycle",
+            "start another run with a lower --learning-rate or a higher --lambda-cycle",
         )
-    elif _correlation(rough_real, rough_real + rough) < INVERTED:
+    elif _correlation(rough_real, rough_real + rough_change) < MIN_CORRELATION:
         yield Symptom(
             f"{direction} inverts",
             f"translations {direction} turn dark into bright or colours into their opposites",
-            "begin again with another --seed; --global-skip and --lambda-identity 0.5 keep colours in place",
+            "start another run with another --seed; --global-skip and --lambda-identity 0.5 preserve colours",
         )
-    elif fine.abs().mean() > HIDDEN * rough.abs().mean() and (rec - real).abs().mean() < change.abs().mean() / 2:
+    elif is_mostly_fine and (rec - real).abs().mean() < change.abs().mean() / 2:
         yield Symptom(
             f"{direction} hides its input",
-            f"translations {direction} change in fine noise only, from which the way back is read",
-            "lower --lambda-cycle, so that the way back need not be exact",
+            f"translations {direction} differ from their inputs only in fine noise, which encodes the input for the "
+            "way back",
+            "lower --lambda-cycle, so that cycles need not restore every detail",
         )
 
 
 def _spread(images: Tensor) -> float:
-    """How much images differ from each other."""
+    """How much images differ from each other: their mean standard deviation at a position."""
     return float(images.std(dim=0).mean())
 
 
 def _correlation(x: Tensor, y: Tensor) -> float:
-    """Mean correlation of each image's values, channels taken together."""
+    """Mean correlation of each image in x with the same image in y, over all channels and positions."""
     x, y = (values.flatten(1) - values.flatten(1).mean(dim=1, keepdim=True) for values in (x, y))
     cosines: Tensor = torch.cosine_similarity(x, y)
     return float(cosines.mean())

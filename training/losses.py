@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def gan_loss(scores: Tensor, real: bool, sigmoid: bool = False) -> Tensor:
-    """Least-squares adversarial loss (LSGAN): how far scores are from what they should be (paper Eq. 1, section 4).
+def gan_loss(scores: Tensor, real: bool, *, sigmoid: bool = False) -> Tensor:
+    """Least-squares adversarial loss (LSGAN): how far scores are from their target (paper Eq. 1, section 4).
 
     Args:
         scores: a discriminator's scores, any shape, floating point.
-        real: whether the scores should say "real" (1) or "translated" (0). A generator asks for 1 on its fakes.
-        sigmoid: squash the scores into (0, 1) first.
+        real: whether the target is "real" (1) or "translated" (0). A generator's target for its fakes is 1.
+        sigmoid: apply a sigmoid to the scores first.
 
     Returns:
         Mean squared error, a scalar.
@@ -25,26 +25,26 @@ def gan_loss(scores: Tensor, real: bool, sigmoid: bool = False) -> Tensor:
     return F.mse_loss(scores, torch.ones_like(scores) if real else torch.zeros_like(scores))
 
 
-def discriminator_loss(scores_real: Tensor, scores_fake: Tensor, sigmoid: bool = False) -> Tensor:
+def discriminator_loss(scores_real: Tensor, scores_fake: Tensor, *, sigmoid: bool = False) -> Tensor:
     """Half the sum of both adversarial losses, which slows D against G (paper section 7.1). A scalar."""
-    return (gan_loss(scores_real, True, sigmoid) + gan_loss(scores_fake, False, sigmoid)) / 2
+    return (gan_loss(scores_real, True, sigmoid=sigmoid) + gan_loss(scores_fake, False, sigmoid=sigmoid)) / 2
 
 
 def cycle_loss(rec: Tensor, real: Tensor) -> Tensor:
-    """There and back again should end where it began (paper Eq. 2): mean |rec - real|, a scalar."""
+    """A round trip should reproduce the original (paper Eq. 2): mean |rec - real|, a scalar."""
     return F.l1_loss(rec, real)
 
 
 def identity_loss(idt: Tensor, real: Tensor) -> Tensor:
-    """An image already in the target domain should stay as it is (paper section 5.2): mean |idt - real|, a scalar."""
+    """An image already in the target domain should not change (paper section 5.2): mean |idt - real|, a scalar."""
     return F.l1_loss(idt, real)
 
 
 class ImagePool:
     """A history of translated images, so that a discriminator does not forget old mistakes (paper section 4).
 
-    Until it holds `size` images it keeps and returns each one it is shown; from then on each is, with probability
-    1/2, swapped for a random stored one. A pool of size 0 returns what it is shown. Draws from a generator of its own.
+    Until it holds `size` images it stores and returns each one; from then on each new image is, with probability 1/2,
+    swapped for a random stored one. A pool of size 0 returns its input. It draws from a random generator of its own.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -64,10 +64,10 @@ class ImagePool:
             return image
         index = self.random.randrange(self.size)
         old, self.images[index] = self.images[index], image.clone()
-        return old.to(image.device)  # a restored pool is on the CPU at first
+        return old.to(image.device)  # a restored pool starts on the CPU
 
     def state_dict(self) -> dict[str, Any]:
-        """Images, on the CPU, and random state, in types that `torch.load(weights_only=True)` takes."""
+        """Images, on the CPU, and random state, in types that `torch.load(weights_only=True)` accepts."""
         return {"images": [image.cpu() for image in self.images], "random": self.random.getstate()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

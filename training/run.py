@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from config import Config, to_dict
 from training import checkpoint, distributed
 from training.checkpoint import PER_PROCESS_ENTRIES
 from training.model import CycleGAN
-from utils import Template, UserError, atomic_write, printable, seed_everything
+from utils import Template, UserError, atomic_write, pick_device, printable, seed_everything
 
 
 @dataclass
@@ -170,6 +173,21 @@ def _state_of_this_process(saved: dict[str, Any]) -> dict[str, Any]:
     return dict(states[distributed.rank()])
 
 
+# --- Around a run
+
+
+def open_device(config: Config) -> torch.device:
+    """The device to train on, made ready for steps that are all of one size."""
+    if distributed.count() > 1 and re.fullmatch(r"cuda:\d+", config.device):
+        raise UserError(f"--device {config.device} is one GPU, but there are {distributed.count()} processes: say cuda")
+    device = pick_device(config.device, distributed.local_rank())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # pinned memory and the check for bfloat16 use the current device
+        torch.backends.cudnn.benchmark = True  # find the fastest convolutions once
+        torch.set_float32_matmul_precision("high")  # TF32, which convolutions use anyway
+    return device
+
+
 @contextmanager
 def stop_requests(second_ends: bool = True) -> Iterator[list[int]]:
     """A list that SIGINT and SIGTERM append their number to, instead of ending the process.
@@ -190,3 +208,21 @@ def stop_requests(second_ends: bool = True) -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def explained_failures() -> Iterator[None]:
+    """UserError in place of the failures that a user can do something about: memory, workers, other processes."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError("the GPU is full: try --recompute, or lower --batch-size or --image-size") from error
+    except RuntimeError as error:
+        if distributed.is_peer_failure(error):
+            raise UserError(
+                f"another process has ended or cannot be reached: {str(error).splitlines()[0]}\n"
+                "the newest checkpoint is whole: fix that and run the same command again"
+            ) from error
+        if "DataLoader worker" in str(error):
+            raise UserError(f"{error}\noften the memory is full: lower --num-workers or --batch-size") from error
+        raise

@@ -1,9 +1,10 @@
-"""What a run shows of itself: TensorBoard, metrics.csv, sample grids, warnings, and lines or a bar on the terminal."""
+"""Logs a run to TensorBoard, to metrics.csv, to sample grids, and to lines or a progress bar on the terminal."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -20,26 +21,27 @@ from utils import atomic_write, image_grid, quantize, tensor_to_image
 
 
 class RunLog:
-    """Writes into a run's folder; after a resume, what an interrupted run logged beyond its checkpoint is replaced.
+    """Logs a run into its folder; a resumed run replaces what was logged after its checkpoint.
 
     Args:
         run_dir: the run's folder.
-        step: steps already finished.
-        num_steps: steps at the end of the run.
-        steps_per_epoch: steps in one epoch.
-        config: the run's configuration, logged as text.
+        step: how many steps are finished already.
+        num_steps: how many steps the whole run has.
+        steps_per_epoch: how many steps one epoch has.
+        config: the run's configuration, which is logged as text.
     """
 
     def __init__(self, run_dir: Path, step: int, num_steps: int, steps_per_epoch: int, config: Config) -> None:
-        self.run_dir, self.steps_per_epoch = run_dir, steps_per_epoch
+        self.run_dir = run_dir
         self.num_steps = num_steps
-        self.images_per_step = 2 * config.batch_size * distributed.count()  # of both domains
+        self.steps_per_epoch = steps_per_epoch
+        self.images_per_step = 2 * config.batch_size * distributed.count()  # counts both domains and all processes
         self.names = {"ab": f"{config.domain_a} to {config.domain_b}", "ba": f"{config.domain_b} to {config.domain_a}"}
-        self.newest_rows: list[dict[str, float]] = []
-        self.warned: set[str] = set()
-        self.sums: dict[str, Tensor] = {}
-        self.num_summed = 0
-        self.since = time.perf_counter()
+        self.newest_rows: list[dict[str, float]] = []  # the last WINDOW rows of metrics.csv
+        self.warned: set[str] = set()  # the names of the symptoms that were reported
+        self.sums: dict[str, Tensor] = {}  # the sums of all scalars since the last row
+        self.num_summed = 0  # how many steps these sums cover
+        self.last_write = time.perf_counter()
         self.tensorboard = SummaryWriter(str(run_dir), purge_step=step + 1)
         self.tensorboard.add_text("config", f"```json\n{json.dumps(to_dict(config), indent=2)}\n```", step)
         self._drop_metrics_after(step)
@@ -53,42 +55,52 @@ class RunLog:
         self.tensorboard.close()
 
     def collect(self, values: dict[str, Tensor]) -> None:
-        """Add one step's scalars, tensors on any device, to the means that `write` reports."""
+        """Add one step's scalars, tensors on any device, to the means that the next `write` reports."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value
         self.num_summed += 1
         self.bar.update()
 
     def write(self, step: int, learning_rate: float) -> dict[str, float]:
-        """Report the means since the last call under this step, and return them by name."""
-        seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
+        """Log the means since the last call and warn of symptoms in them; returns the means by name.
+
+        Args:
+            step: how many steps are finished; the means are logged under this step.
+            learning_rate: the learning rate of the last step.
+        """
+        now = time.perf_counter()
+        seconds = now - self.last_write
+        self.last_write = now
         row = {name: float(total) / self.num_summed for name, total in self.sums.items()}
         row["learning_rate"] = learning_rate
         row["images_per_second"] = self.images_per_step * self.num_summed / seconds
-        self.sums, self.num_summed = {}, 0
+        self.sums = {}
+        self.num_summed = 0
         for name, value in row.items():
             self.tensorboard.add_scalar(name, value, step)
         self.tensorboard.flush()
         self._append_metrics({"step": step, **row})
-        self._show(step, row)
+        self._report_progress(step, row)
         self.newest_rows = [*self.newest_rows[1 - WINDOW :], row]
         self._warn(step, symptoms_in_losses(self.newest_rows))
         return row
 
-    def sample(self, step: int, views: Sequence[Tensor]) -> Path:
-        """Save sample translations as samples/step_NNNNNNNN.png and to TensorBoard; warn of what is wrong with them.
+    def sample(self, step: int, columns: Sequence[Tensor]) -> Path:
+        """Log a grid of sample translations to samples/step_NNNNNNNN.png and to TensorBoard; warn of symptoms in them.
 
         Args:
-            step: finished steps.
-            views: real_a, fake_b, rec_a, real_b, fake_a, rec_b: the grid's columns, each (N, 3, H, W) in [-1, 1].
+            step: how many steps are finished.
+            columns: the grid's columns real_a, fake_b, rec_a, real_b, fake_a, rec_b, each (N, 3, H, W) in [-1, 1].
 
         Returns:
-            The picture's path.
+            The path of the grid.
         """
-        for direction, images in (("ab", views[:3]), ("ba", views[3:])):
+        progress = step / self.num_steps
+        for direction, images in (("ab", columns[:3]), ("ba", columns[3:])):
             real, fake, rec = (image.float() for image in images)
-            self._warn(step, symptoms_in_images(self.names[direction], real, fake, rec, step / self.num_steps))
-        grid = image_grid(views)
+            name = self.names[direction]
+            self._warn(step, symptoms_in_images(name, real=real, fake=fake, rec=rec, progress=progress))
+        grid = image_grid(columns)
         path = self.run_dir / "samples" / f"step_{step:08d}.png"
         with atomic_write(path) as file:
             tensor_to_image(grid).save(file, "PNG")
@@ -96,37 +108,40 @@ class RunLog:
         return path
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Show what was measured on held-out images, in TensorBoard and as a line."""
+        """Log measures on held-out images, by name, to TensorBoard and as a line on the terminal."""
         for name, value in values.items():
             self.tensorboard.add_scalar(f"evaluation/{name}", value, step)
         self.say(f"evaluation after step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
 
-    def _warn(self, step: int, signs: Iterable[Symptom]) -> None:
-        """Tell of each sign once in a run, on the terminal and in TensorBoard."""
-        for sign in signs:
-            if sign.name not in self.warned:
-                self.warned.add(sign.name)
-                self.say(f"{sign} (step {step})")
-                self.tensorboard.add_text("health", str(sign), step)
+    def _warn(self, step: int, symptoms: Iterable[Symptom]) -> None:
+        """Report each symptom on the terminal and in TensorBoard, unless this process has reported it before."""
+        for symptom in symptoms:
+            if symptom.name not in self.warned:
+                self.warned.add(symptom.name)
+                self.say(f"{symptom} (step {step})")
+                self.tensorboard.add_text("health", str(symptom), step)
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
+        """Print a line of text, above the progress bar if there is one."""
         tqdm.write(text)
         sys.stdout.flush()
 
-    def _show(self, step: int, row: dict[str, float]) -> None:
-        epoch = -(-step // self.steps_per_epoch)
-        brief = {"gan": ("loss/gan_ab", "loss/gan_ba"), "cycle": ("loss/cycle_a", "loss/cycle_b"),
-                 "disc": ("loss/disc_a", "loss/disc_b")}  # fmt: skip
-        losses = "  ".join(f"{label} {sum(row[name] for name in names) / 2:.3f}" for label, names in brief.items())
+    def _report_progress(self, step: int, row: dict[str, float]) -> None:
+        """Report the epoch, the losses, as means of both domains, and the speed: on the bar, or else in a line."""
+        epoch = math.ceil(step / self.steps_per_epoch)
+        gan = (row["loss/gan_ab"] + row["loss/gan_ba"]) / 2
+        cycle = (row["loss/cycle_a"] + row["loss/cycle_b"]) / 2
+        disc = (row["loss/disc_a"] + row["loss/disc_b"]) / 2
+        losses = f"gan {gan:.3f}  cycle {cycle:.3f}  disc {disc:.3f}"
         speed = row["images_per_second"]
         self.bar.set_description(f"epoch {epoch}", refresh=False)
         self.bar.set_postfix_str(f"{losses}  {speed:.1f} images/s")
         if self.bar.disable:
-            left = tqdm.format_interval((self.num_steps - step) * self.images_per_step / speed)
-            self.say(f"step {step}/{self.num_steps}  epoch {epoch}  {losses}  {speed:.1f} images/s  {left} left")
+            remaining = tqdm.format_interval((self.num_steps - step) * self.images_per_step / speed)
+            self.say(f"step {step}/{self.num_steps}  epoch {epoch}  {losses}  {speed:.1f} images/s  {remaining} left")
 
     def _append_metrics(self, row: dict[str, float]) -> None:
+        """Append a row to metrics.csv, below a header if the file is new."""
         path = self.run_dir / "metrics.csv"
         is_new = not path.exists()
         with open(path, "a", newline="") as file:
@@ -136,7 +151,7 @@ class RunLog:
             writer.writerow(row)
 
     def _drop_metrics_after(self, step: int) -> None:
-        """Drop rows beyond `step`, which a resumed run will write again, and a last row cut short."""
+        """Delete the rows after `step`, which a resumed run writes again, and all lines that are not whole rows."""
         path = self.run_dir / "metrics.csv"
         if not path.exists():
             return

@@ -1,10 +1,10 @@
-"""Other projects' generators as ours: which layout a file has, and its weights by the names of our parameters.
+"""Convert generators of other projects: recognise a file's layout, and rename its weights to our parameters' names.
 
-Three layouts are recognised by the names of their layers: the original European-to-Asian project's, that of the paper's
-reference implementation in PyTorch (from 6 residual blocks up), and the widespread tutorial's. Discriminators are
-ignored: translation does not need them. A file does not record how its images were scaled: [-1, 1] is assumed, as in
-the reference implementation and the tutorial; some scripts of the original project scaled by the mean and standard
-deviation of its data set instead.
+Three layouts are recognised by the names of their layers: those of the original European-to-Asian project, of the
+paper's reference implementation in PyTorch (resnet_6blocks and resnet_9blocks), and of the widespread tutorial.
+Discriminators are ignored, because translation does not need them. A file does not record how its training images were
+scaled. We assume [-1, 1], as in the reference implementation and the tutorial; some scripts of the original project
+used the mean and standard deviation of its data set instead.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from utils import printable
 from weights.foreign_pickle import ForeignFileError, read_file, tensors_of
 from weights.load import Direction
 
+# The generators in a checkpoint of the original project that holds both, by name in lower case.
 GENERATORS_IN_ONE: dict[str, Direction] = {"gen_asian": "ab", "gen_european": "ba"}
+# Instance norms saved these entries before PyTorch 0.4. The generators do not use them.
 RUNNING_STATISTICS = re.compile(r"model\.\d+\.(conv_block\.\d+\.)?(running_mean|running_var|num_batches_tracked)")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A published generator: how to know it, and what its weights do not say."""
+    """A published generator: how to recognise it, and the settings that its weights do not record."""
 
     title: str
-    block: str  # pattern of a residual block's number in the layers' names
+    block: str  # This regular expression finds the number of a residual block in a layer's name.
     preset: Literal["origin", "paper"]
     padding: Padding
     norm_first: bool
@@ -45,48 +47,79 @@ TUTORIAL = Layout("the tutorial", r"res_blocks\.(\d+)\.", "paper", "reflect-all"
 
 
 class Network(NamedTuple):
-    """A generator in our format."""
+    """A generator in our format.
+
+    Attributes:
+        layout: the layout that it was converted from.
+        config: the configuration that describes it.
+        weights: contiguous float32 tensors on the CPU, by the names of our parameters.
+    """
 
     layout: Layout
     config: Config
-    weights: dict[str, Tensor]  # float32, by the names of our parameters
+    weights: dict[str, Tensor]
 
     def __str__(self) -> str:
         config = self.config
         return f"{self.layout.title}, {config.num_residuals} residual blocks, {config.base_channels} channels"
 
 
-def generators_in(path: Path, told: Direction | None, given: Direction | None) -> dict[Direction, dict[str, Tensor]]:
-    """The tensors of a file's generators by direction, which its content tells, or else its name (`told`)."""
+def generators_in(
+    path: Path, direction: Direction | None, *, given_by_user: bool
+) -> dict[Direction, dict[str, Tensor]]:
+    """Read the tensors of one generator, or of both, from a file.
+
+    Args:
+        path: a PyTorch file of another project.
+        direction: what a single generator in it translates; None if that is not known.
+        given_by_user: whether `direction` comes from --direction, which a file that names both generators rules out.
+
+    Returns:
+        Tensors by the names of their layers, for each direction that the file holds.
+
+    Raises:
+        ForeignFileError: the file is damaged or malicious, does not hold a generator, or needs a direction.
+    """
     content = read_file(path)
     found: dict[Direction, object]
     if isinstance(content, dict) and isinstance(content.get("models"), dict):
-        if given:
-            raise ForeignFileError("itself says which generator is which: leave out --direction")
+        if given_by_user:
+            raise ForeignFileError("records which generator is which; leave out --direction")
         models = {str(name).lower(): model for name, model in content["models"].items()}
-        found = {d: models[name] for name, d in GENERATORS_IN_ONE.items() if name in models}
+        found = {way: models[name] for name, way in GENERATORS_IN_ONE.items() if name in models}
         if not found:
-            raise ForeignFileError(f"holds neither gen_Asian nor gen_European, but {shortened(models)}")
-    elif told is None:
+            raise ForeignFileError(f"holds neither gen_Asian nor gen_European, only {shortened(models)}")
+    elif direction is None:
         raise ForeignFileError(
-            "does not tell by its name which way it translates\n"
-            "give --direction ab if it turns domain a into b (european into asian), else --direction ba"
+            "has a name that does not say which way it translates\n"
+            "add --direction ab if it turns domain a into b (european into asian), otherwise --direction ba"
         )
+    elif isinstance(content, dict) and "state_dict" in content:
+        found = {direction: content["state_dict"]}
     else:
-        found = {told: content["state_dict"] if isinstance(content, dict) and "state_dict" in content else content}
-    return {d: tensors_of(network, path.stat().st_size) for d, network in found.items()}
+        found = {direction: content}
+    return {way: tensors_of(network, path.stat().st_size) for way, network in found.items()}
 
 
-def convert(tensors: dict[str, Tensor], image_size: int | None, norm_first: bool) -> Network:
-    """A generator in our format, from the tensors of a foreign one; ForeignFileError where it is no known one."""
+def convert(tensors: dict[str, Tensor], *, image_size: int | None, norm_first: bool) -> Network:
+    """Convert a generator to our format.
+
+    Args:
+        tensors: floating-point tensors on the CPU, by the names of their layers.
+        image_size: side of the training images, px; None for 256 above six residual blocks, and 128 otherwise.
+        norm_first: False for the tutorial's early version, which has no norm after the first layer.
+
+    Raises:
+        ForeignFileError: the generator is not a supported one, or its weights are not finite.
+    """
     layout, num_residuals, layers = recognise(tensors)
     if not norm_first and layout is not TUTORIAL:
-        raise ForeignFileError(f"is from {layout.title}: --no-norm-first is for files of the tutorial")
-    if layout is REFERENCE:  # as its own loader does
+        raise ForeignFileError(f"comes from {layout.title}; --no-norm-first is only for files of the tutorial")
+    if layout is REFERENCE:  # the reference implementation's own loader drops these entries, too
         tensors = {key: tensor for key, tensor in tensors.items() if not RUNNING_STATISTICS.fullmatch(key)}
-    theirs = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
-    check_names(tensors, theirs)
-    first = tensors[theirs[0]]
+    names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    check_names(tensors, names)
+    first = tensors[names[0]]
     if image_size is None:
         image_size = 256 if num_residuals > 6 else 128
     try:
@@ -99,20 +132,27 @@ def convert(tensors: dict[str, Tensor], image_size: int | None, norm_first: bool
             norm_first=layout.norm_first and norm_first,
         )
     except ValueError as error:
-        raise ForeignFileError(f"does not fit this program: {error}") from error
-    with torch.device("meta"):  # names and shapes without memory
+        raise ForeignFileError(f"cannot be converted: {error}") from error
+    with torch.device("meta"):  # tensors on this device have shapes but take no memory
         ours = Generator(**config.generator).state_dict()
-    weights = {key: checked(tensors[name], shape.shape, name)
-               for (key, shape), name in zip(ours.items(), theirs, strict=True)}  # fmt: skip
+    weights = {key: checked_copy(tensors[name], parameter.shape, name=name)
+               for (key, parameter), name in zip(ours.items(), names, strict=True)}  # fmt: skip
     return Network(layout, config, weights)
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> tuple[Layout, int, list[str]]:
-    """The layout, the number of residual blocks and the names of the layers, from the input to the output."""
+    """Recognise a generator by the names of its tensors.
+
+    Returns:
+        The layout, the number of residual blocks, and the names of the layers from the input to the output.
+
+    Raises:
+        ForeignFileError: the names do not belong to a supported generator.
+    """
     for layout in (ORIGIN, REFERENCE, TUTORIAL):
         n = len({match[1] for key in tensors if (match := re.match(layout.block, key))})
         if n and layout is REFERENCE:
-            second = 6 if "model.10.conv_block.6.weight" in tensors else 5  # 6 where a dropout layer stands between
+            second = 6 if "model.10.conv_block.6.weight" in tensors else 5  # a dropout layer moves it to 6
             blocks = [f"model.{10 + i}.conv_block.{j}" for i in range(n) for j in (1, second)]
             ends = [f"model.{10 + n}", f"model.{13 + n}", f"model.{17 + n}"]
             return layout, n, ["model.1", "model.4", "model.7", *blocks, *ends]
@@ -122,46 +162,47 @@ def recognise(tensors: Mapping[str, Tensor]) -> tuple[Layout, int, list[str]]:
             down, up = ([f"{part}_blocks.{i}.conv.0" for i in (0, 1)] for part in ("down", "up"))
             return layout, n, ["initial.0", *down, *blocks, *up, "last"]
     if any(key.startswith("model.model.") for key in tensors):
-        raise ForeignFileError("holds a U-Net; only generators of residual blocks (resnet_*) can be imported")
+        raise ForeignFileError("holds a U-Net; only ResNet generators (resnet_*) can be imported")
     raise ForeignFileError(
-        f"holds no generator of a known CycleGAN; its layers are {shortened(tensors)}\n"
-        "known are the original project's, the reference implementation's and the tutorial's generators"
+        f"does not hold a supported CycleGAN generator; its layers are {shortened(tensors)}\n"
+        "generators of the original project, the reference implementation and the tutorial can be imported"
     )
 
 
 def check_names(tensors: Mapping[str, Tensor], expected: Sequence[str]) -> None:
-    """ForeignFileError unless there are exactly these tensors."""
+    """Raise ForeignFileError unless the tensors have exactly the expected names."""
     unknown, missing = ({*tensors} - {*expected}), ({*expected} - {*tensors})
     if any(tensors[key].ndim == 1 and key.endswith(".weight") for key in unknown):
         raise ForeignFileError(
             f"was trained with batch norm or another norm that has weights: {shortened(unknown)}\n"
-            "only instance norm without weights can be imported (the reference's default, --norm instance)"
+            "only instance norm without weights can be imported (the reference implementation's --norm instance)"
         )
     if unknown or missing:
         raise ForeignFileError(
-            "holds a generator with other layers than the published one\n"
+            "holds a generator whose layers differ from those of the published one\n"
             f"missing: {shortened(missing) or 'none'}; unknown: {shortened(unknown) or 'none'}"
         )
 
 
-def checked(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
-    """A float32 copy of a tensor; ForeignFileError unless it holds finite real numbers and has this shape."""
+def checked_copy(tensor: Tensor, shape: torch.Size, *, name: str) -> Tensor:
+    """A contiguous float32 copy of a tensor; ForeignFileError unless it has this shape and finite real values."""
     if tensor.shape != shape:
         raise ForeignFileError(
-            f"holds another network: {name} is {tuple(tensor.shape)}, expected {tuple(shape)}\n"
-            "only generators from RGB images to RGB images (3 channels), as published, can be imported"
+            f"differs from the published network: {name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}\n"
+            "only generators that turn RGB images (3 channels) into RGB images can be imported"
         )
     if not tensor.is_floating_point():
-        raise ForeignFileError(f"holds {name} as {tensor.dtype}, expected floating-point numbers")
+        raise ForeignFileError(f"stores {name} as {tensor.dtype}, expected floating-point numbers")
     copy = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     if not torch.isfinite(copy).all():
         raise ForeignFileError(
-            f"holds numbers that are not finite in {name}: its training went wrong; take another file"
+            f"has values in {name} that are not finite: its training diverged; import another checkpoint"
         )
     return copy
 
 
 def shortened(names: Iterable[str]) -> str:
-    """The first few names, as text for one line."""
-    first = [printable(name[:60]) for name in sorted(names)[:4]]
-    return ", ".join([*first[:3], "..."] if len(first) == 4 else first)
+    """The first three names in alphabetical order, then "..." if there are more, as text for one line."""
+    ordered = sorted(names)
+    shown = [printable(name[:60]) for name in ordered[:3]]
+    return ", ".join([*shown, "..."] if len(ordered) > 3 else shown)

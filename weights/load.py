@@ -1,4 +1,4 @@
-"""Trained generators from a run, a checkpoint or a .safetensors file, and their export to the latter."""
+"""Load trained generators from a run, a checkpoint or a .safetensors file, and export them to .safetensors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from weights.safetensors_file import read_generators, write_generators
 Direction = Literal["ab", "ba"]
 DIRECTIONS: tuple[Direction, ...] = ("ab", "ba")  # From domain a to b, and from b to a.
 OTHER: dict[Direction, Direction] = {"ab": "ba", "ba": "ab"}
+MAX_POSITION = 10  # Landmarks of a template are closer to its corner than this many sides of the image.
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Weights:
     """Trained generators, and how they were trained.
 
     Attributes:
-        path: where they come from.
-        generators: by direction, on the CPU, in evaluation mode; imported files may hold only one direction.
-        config: the configuration of their training.
-        template: where faces' landmarks lie in the training images; None where these show no faces.
+        path: the run's folder or the file that they were loaded from.
+        generators: networks by direction, on the CPU, in evaluation mode. Imported files may hold only one direction.
+        config: the configuration that they were trained with.
+        template: where the landmarks of faces are in the training images; None if the images do not show faces.
     """
 
     path: Path
@@ -38,12 +39,11 @@ class Weights:
     template: Template | None
 
     def generator(self, direction: Direction) -> Generator:
-        """The generator of one direction; UserError where there is none, or its weights are not finite."""
+        """The generator of one direction; UserError if the file does not hold it or its weights are not finite."""
         if direction not in DIRECTIONS:
             raise UserError(f'direction must be "ab" or "ba", got {direction!r}')
         if direction not in self.generators:
-            held = " and ".join(f"gen_{d}" for d in self.generators) or "no generator"
-            raise CheckpointError(f"{printable(self.path)} does not hold gen_{direction}, only {held}")
+            raise CheckpointError(f"{printable(self.path)} does not hold gen_{direction}, only gen_{OTHER[direction]}")
         generator = self.generators[direction]
         if not all(torch.isfinite(weights).all() for weights in generator.parameters()):
             raise CheckpointError(f"{printable(self.path)} holds numbers that are not finite: its training diverged")
@@ -54,12 +54,12 @@ def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
     """Read trained generators.
 
     Args:
-        path: a run's folder (its newest whole checkpoint), a checkpoint, or a .safetensors file that `export_weights`
-            or import_weights.py wrote.
-        ema: load the moving averages of the weights; otherwise the raw weights, which .safetensors files do not hold.
+        path: a run's folder, of which the newest intact checkpoint is read; a checkpoint; or a .safetensors file that
+            `export_weights` or import_weights.py wrote.
+        ema: load the moving averages of the weights. If False, load the raw weights, which only checkpoints hold.
 
     Raises:
-        UserError: no such file, or one that is damaged or comes from another program or architecture.
+        UserError: the file does not exist, is damaged, or comes from another program or architecture.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -76,15 +76,19 @@ def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
 
 
 def load_generator(path: str | os.PathLike[str], direction: Direction, *, ema: bool = True) -> Generator:
-    """The generator of one direction, "ab" or "ba"; arguments and errors as for `load_weights`."""
+    """Read the generator of one direction, "ab" or "ba"; see `load_weights` for the arguments and errors."""
     return load_weights(path, ema=ema).generator(direction)
 
 
 def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Write both generators' averaged weights, from a run's folder or a checkpoint, to a .safetensors file.
+    """Write the averaged weights of both generators to a .safetensors file.
+
+    Args:
+        source: a run's folder or a checkpoint, as for `load_weights`.
+        target: the .safetensors file, which is replaced only when the new one is complete.
 
     Raises:
-        UserError: as for `load_weights`, or the file cannot be written.
+        UserError: `source` cannot be loaded, or `target` cannot be written.
     """
     saved = _read_run_or_checkpoint(Path(source))
     generators = {f"gen_{direction}": saved[f"ema_gen_{direction}"] for direction in DIRECTIONS}
@@ -93,29 +97,31 @@ def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str
 
 
 def _build(config: Config, state: dict[str, Tensor], path: Path, name: str) -> Generator:
-    """The generator that the configuration describes, with these weights."""
+    """Build the generator that the configuration describes, and load its weights."""
     generator = Generator(**config.generator)
     try:
         generator.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{printable(path)} does not fit the network it describes: {name} differs") from error
+        raise CheckpointError(f"{printable(path)} is damaged: {name} does not fit its configuration") from error
     return generator.eval()
 
 
 def _checked_template(template: Any, path: Path) -> Template | None:
-    """A template out of a file; CheckpointError unless it is None or five different places in an image."""
+    """A template from a file; CheckpointError unless it is None or five different positions in an image."""
     if template is None:
         return None
     try:
-        places = tuple((float(x), float(y)) for x, y in template)
+        landmarks = tuple((float(x), float(y)) for x, y in template)
     except (TypeError, ValueError):
-        places = ()
-    if len(places) != 5 or len(set(places)) != 5 or not all(abs(value) < 10 for place in places for value in place):
+        landmarks = ()
+    in_reach = all(abs(x) < MAX_POSITION and abs(y) < MAX_POSITION for x, y in landmarks)  # False for NaN, too
+    if len(landmarks) != 5 or len(set(landmarks)) != 5 or not in_reach:
         raise CheckpointError(f"{printable(path)} has an invalid face template: {str(template)[:200]}")
-    return places
+    return landmarks
 
 
 def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, or the newest intact one of a run."""
     if not path.is_dir():
         return read_checkpoint(path)
     saved, broken = newest_checkpoint(path / "checkpoints")
@@ -125,13 +131,13 @@ def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> tuple[Config, dict[Direction, dict[str, Tensor]], Any]:
-    """Configuration, the generators' weights by direction, and the template."""
+    """Read the configuration, the generators' weights by direction, and the unchecked template."""
     try:
         states, values, template = read_generators(path)
         config = from_dict(values)
-    except Exception as error:  # whatever a broken or hostile file makes the parsers raise
+    except Exception as error:  # a damaged or malicious file can make the parsers raise anything
         raise CheckpointError(f"{printable(path)} does not hold weights of this program: {error!r}") from error
     found = {direction: states[f"gen_{direction}"] for direction in DIRECTIONS if f"gen_{direction}" in states}
     if not found:
-        raise CheckpointError(f"{printable(path)} holds no generator")
+        raise CheckpointError(f"{printable(path)} does not hold a generator")
     return config, found, template

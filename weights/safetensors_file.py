@@ -1,8 +1,8 @@
-"""Generators and the configuration they belong to, in one .safetensors file: a format that cannot hold code.
+"""Write and read generators and their configuration as one .safetensors file, a format that cannot contain code.
 
-The tensors are called `gen_ab.<parameter>` and `gen_ba.<parameter>`; a file may hold only one of the two. The metadata
-holds as JSON, under "config", the configuration, and under "template" where the landmarks of faces are in the training
-images (see faces.py), null for images of other things.
+The tensors are called `gen_ab.<parameter>` and `gen_ba.<parameter>`; a file may hold only one of the two generators.
+The metadata has two entries, both JSON: "config" is the configuration, and "template" gives the positions of a face's
+five landmarks in the training images as fractions of the side, or null if the images do not show faces.
 """
 
 from __future__ import annotations
@@ -20,17 +20,24 @@ from torch import Tensor
 def write_generators(
     path: Path, generators: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], template: Any = None
 ) -> None:
-    """Write state dicts by generator name ("gen_ab", "gen_ba"), and configuration and template as JSON, to `path`."""
+    """Write generators and their configuration to a file.
+
+    Args:
+        path: the file to write.
+        generators: state dicts by generator name, "gen_ab" and "gen_ba".
+        config: the configuration as plain values.
+        template: a `utils.Template`, or None.
+    """
     tensors = {f"{name}.{key}": tensor.contiguous() for name, state in generators.items()
                for key, tensor in state.items()}  # fmt: skip
     path.write_bytes(save(tensors, metadata={"config": json.dumps(config), "template": json.dumps(template)}))
 
 
 def read_generators(path: Path) -> tuple[dict[str, dict[str, Tensor]], Any, Any]:
-    """State dicts by generator name, configuration and template, as `write_generators` takes them.
+    """Read the state dicts by generator name, the configuration and the template, as `write_generators` takes them.
 
     Raises:
-        Exception: of any kind, where the file is missing, damaged, or of another program.
+        Exception: the file is missing, damaged, or from another program. The exception can be of any kind.
     """
     generators: dict[str, dict[str, Tensor]] = {}
     with safe_open(path, framework="pt") as file:
