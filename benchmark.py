@@ -44,7 +44,7 @@ TRANSLATION_BATCHES = (1, 8, 32)  # Translation is measured with these batch siz
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}  # The machine's peak is measured on square matrices with this side.
 NUM_MADE_UP_IMAGES = 64  # Without a data set, this many made-up images per domain are read instead.
 PARTS = ("train", "translate", "data", "start")  # These parts can be chosen with --parts.
-Row = dict[str, float]  # The values of one line of a table by the names of their columns.
+Figures = dict[str, float]  # The values of one line of a table by the names of their columns.
 
 
 def seconds_of(action: Callable[[], object], device: torch.device, *, calls: int = 1) -> float:
@@ -118,7 +118,9 @@ def paper_of(config: Config) -> Config:
                    num_residuals=config.num_residuals, batch_size=config.batch_size, seed=config.seed)  # fmt: skip
 
 
-def measure_training(config: Config, device: torch.device, *, num_turns: int, rival: Config | None) -> tuple[Row, Row]:
+def measure_training(
+    config: Config, device: torch.device, *, num_turns: int, rival: Config | None
+) -> tuple[Figures, Figures]:
     """Measure our step, in turn with the plain step of the configuration `rival` if there is one.
 
     Returns:
@@ -160,7 +162,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / median_seconds(lambda: matrix @ matrix, device) / 1e12
 
 
-def measure_translation(config: Config, device: torch.device, *, compare: bool) -> dict[str, Row]:
+def measure_translation(config: Config, device: torch.device, *, compare: bool) -> dict[str, Figures]:
     """Measure one generator on batches of several sizes; if `compare`, also the plain one in float32."""
     amp = uses_bf16(config.amp, device)
     generator = CycleGAN(config, device, amp=amp).gen_ab
@@ -172,7 +174,7 @@ def measure_translation(config: Config, device: torch.device, *, compare: bool) 
             translated: Tensor = generator(images)
         return translated
 
-    rows: dict[str, Row] = {}
+    rows: dict[str, Figures] = {}
     for size in TRANSLATION_BATCHES:
         images = random_images(config, device, count=size)
         seconds = median_seconds(partial(translate, generator, images, amp), device)
@@ -183,9 +185,9 @@ def measure_translation(config: Config, device: torch.device, *, compare: bool) 
     return rows
 
 
-def measure_data(config: Config) -> dict[str, Row]:
+def measure_data(config: Config) -> dict[str, Figures]:
     """Measure how many batches per second are read and augmented, with different numbers of worker processes."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
         images, name = find_or_make_images(config, Path(folder))
         dataset = UnpairedDataset(images[0].files, images[1].files, config)
@@ -232,7 +234,7 @@ def seconds_to_import() -> float:
 # --- The command line
 
 
-def print_table(title: str, rows: dict[str, Row]) -> None:
+def print_table(title: str, rows: dict[str, Figures]) -> None:
     """Print rows of values as a Markdown table; `title` heads the column of the rows' names."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [

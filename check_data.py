@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dataset import ImageFolder, class_folders, scan_folder, subfolders
 from photos.faces import find_faces
-from utils import UserError, atomic_write, command, printable, read_image
+from utils import UserError, atomic_write, command, open_image, printable, read_image, to_rgb, turn_upright
 
 THUMBNAIL = 16  # Images are compared as thumbnails with this side, px.
 # Two thumbnails that correlate by more than this show the same picture: in 1689 aligned faces, no two different ones
@@ -31,7 +31,7 @@ NEAR = 0.97
 FACES_PER_CLASS = 300  # Faces are detected in at most this many images of a class, because detection is slow.
 CELL = 96  # Each picture on the contact sheet has a square cell with this side, px.
 SHEET_COLUMNS = 12  # The contact sheet has this many pictures in a row.
-SHEET_ROWS = 2  # Each class has this many rows of pictures.
+ROWS_PER_CLASS = 2  # Each class has this many rows of pictures.
 TITLE_HEIGHT = 20  # The name of the class stands above them in a row of this height, px.
 
 
@@ -78,9 +78,9 @@ def inspect(item: ClassCheck) -> ClassCheck:
     files = item.folder.files
     with_detection = set(np.linspace(0, len(files) - 1, min(len(files), FACES_PER_CLASS)).astype(int))
     for index, file in enumerate(tqdm(files, desc=item.name, unit=" images", leave=False, disable=None)):
-        image = read_image(file)
-        with Image.open(file) as header:
-            item.formats[header.format or "unknown"] += 1
+        opened = open_image(file)
+        image = to_rgb(turn_upright(opened))
+        item.formats[opened.format or "unknown"] += 1
         item.sizes[f"{image.width}x{image.height}"] += 1
         item.digests.append(hashlib.sha256(file.read_bytes()).hexdigest())
         item.thumbnails.append(thumbnail(image))
@@ -149,7 +149,7 @@ def describe(item: ClassCheck) -> dict[str, Any]:
         "sizes": dict(item.sizes.most_common()),
         "formats": dict(item.formats.most_common()),
         "left_out": {str(file.relative_to(item.folder.path)): why for file, why in item.folder.left_out},
-        "looked_for_faces_in": item.faces.total(),
+        "num_checked_for_faces": item.faces.total(),
         "one_face": item.faces[1],
         "no_face": item.faces[0],
     }
@@ -172,7 +172,7 @@ def as_table(classes: dict[str, dict[str, Any]]) -> list[str]:
         size = next(iter(found["sizes"]), "-")
         if len(found["sizes"]) > 1:
             size += f" and {len(found['sizes']) - 1} more"
-        num_checked = found["looked_for_faces_in"]
+        num_checked = found["num_checked_for_faces"]
         one_face = f"{100 * found['one_face'] / num_checked:.0f}% of {num_checked}" if num_checked else "-"
         formats = " ".join(found["formats"])
         rows.append((printable(name), str(found["images"]), str(len(found["left_out"])), size, formats, one_face))
@@ -194,14 +194,14 @@ def problems(report: dict[str, Any]) -> dict[str, list[str]]:
 
 def contact_sheet(classes: Sequence[ClassCheck]) -> Image.Image:
     """One RGB image with evenly spread pictures of each class below its name."""
-    class_height = TITLE_HEIGHT + SHEET_ROWS * CELL
+    class_height = TITLE_HEIGHT + ROWS_PER_CLASS * CELL
     sheet = Image.new("RGB", (SHEET_COLUMNS * CELL, len(classes) * class_height), "white")
     for number, item in enumerate(classes):
         files = item.folder.files
         top = number * class_height
         noun = "image" if len(files) == 1 else "images"
         ImageDraw.Draw(sheet).text((4, top + 4), f"{printable(item.name)}: {len(files)} {noun}", fill="black")
-        indices = np.linspace(0, len(files) - 1, min(SHEET_ROWS * SHEET_COLUMNS, len(files))).astype(int)
+        indices = np.linspace(0, len(files) - 1, min(ROWS_PER_CLASS * SHEET_COLUMNS, len(files))).astype(int)
         for place, index in enumerate(indices):
             row, column = divmod(place, SHEET_COLUMNS)
             picture = read_image(files[index])

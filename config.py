@@ -1,7 +1,7 @@
 """The dashboard: every hyperparameter of a training run, with its meaning, unit, default and rule.
 
 Each one is a flag of train.py: `image_size` is `--image-size`, and the comment beside it is the flag's help text.
-A preset is a complete set of values to start from; flags given beside it take precedence.
+The types with a range, such as `Fraction`, and the presets `paper`, `origin` and `demo` stand below the knobs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ import tyro
 class Start:
     """The values to start from"""
 
-    preset: Literal["default", "paper", "origin", "demo"] = "default"  # flags given beside it take precedence
+    preset: Literal["default", "paper", "origin", "demo"] = (
+        "default"  # default, the paper's values, the origin's, or a short demo
+    )
 
 
 @dataclass(frozen=True)
 class Data:
     """Two folders of unpaired images"""
 
-    data_dir: str = "dataset"  # holds train/<domain_a> and train/<domain_b>, or trainA and trainB; test likewise
-    domain_a: str = "european"  # folder name of domain a, in any case
-    domain_b: str = "asian"  # folder name of domain b, in any case
+    data_dir: str = "dataset"  # holds train/<domain_a> and train/<domain_b>, or trainA and trainB; also test/...
+    domain_a: str = "european"  # folder name of domain a, in upper or lower case
+    domain_b: str = "asian"  # folder name of domain b, in upper or lower case
     paired_test: bool = False  # test images of equal name are true pairs: report the error to the truth at the end
     image_size: ImageSide = 256  # side of the square training image in px, a multiple of 4
 
@@ -40,7 +42,7 @@ class Data:
 class Augmentation:
     """Random changes to the training images, drawn independently for each one"""
 
-    resize_scale: Scale = 286 / 256  # the short side becomes this times image_size before a random crop (paper 286/256)
+    resize_scale: Scale = 286 / 256  # resize the short side to this times image_size, then crop (paper 286/256)
     flip_prob: Fraction = 0.5  # chance of a left-right flip (paper 0.5)
     rotate_degrees: Degrees = 0.0  # rotate by an angle drawn from +- this
     iso_noise_prob: Fraction = 0.0  # chance of camera noise
@@ -99,7 +101,7 @@ class Machine:
     recompute: bool = False  # recompute residual blocks in the backward pass: less memory, more time, same result
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first available of cuda, mps, cpu
     num_workers: NumWorkers = 2  # processes that read images; 0: the training process reads them itself
-    seed: Seed = 0  # seeds weights, order, partners, augmentation and image pools; a CPU repeats a run bit for bit
+    seed: Seed = 0  # seeds weights, order, pairs, augmentation and image pools; a CPU repeats a run bit for bit
 
 
 @dataclass(frozen=True)
@@ -108,15 +110,16 @@ class Output:
 
     runs_dir: str = "runs"  # parent folder of all runs; pass it to `tensorboard --logdir`
     run_name: str = "default"  # this run's folder in runs_dir; an existing run is resumed
-    log_every_steps: Positive = 50  # steps between two rows of metrics
-    sample_every_steps: Positive = 1000  # steps between two sample grids
+    log_every_steps: Positive = 50  # log a row of metrics every N steps
+    sample_every_steps: Positive = 1000  # save a sample grid every N steps
     num_samples: Positive = 6  # test images of each domain in a sample grid
-    checkpoint_every_steps: Positive = 1000  # steps between two checkpoints
+    checkpoint_every_steps: Positive = 1000  # save a checkpoint every N steps
     keep_checkpoints: TwoOrMore = 3  # newest checkpoints to keep
-    evaluate_every_epochs: Count = 0  # epochs between two evaluations, which keep the best checkpoint; 0: never
-    keep_every_epochs: Count = 0  # keep the checkpoint at the end of each N-th epoch for good; 0: none
+    evaluate_every_epochs: Count = 0  # evaluate every N epochs, and keep the best checkpoint; 0: never
+    keep_every_epochs: Count = 0  # keep a checkpoint every N epochs for good; 0: none
 
 
+# The sections stand in reverse order, because a dataclass takes its last base's fields first.
 @dataclass(frozen=True)
 class Config(Output, Machine, Optimisation, Losses, Networks, Augmentation, Data, Start):
     """Train a CycleGAN on two folders of unpaired images.
@@ -158,46 +161,46 @@ SECTIONS = (Start, Data, Augmentation, Networks, Losses, Optimisation, Machine, 
 
 # --- Presets
 
-PRESET_NAMES = ("default", "paper", "origin", "demo")
-PRESET_VALUES: dict[str, tuple[Any, ...]] = {
-    # knob                    default     paper      origin     demo
-    "run_name":              ("default",  "paper",   "origin",  "demo"),
-    "data_dir":              ("dataset",  "dataset", "dataset", "dataset/demo"),
-    "paired_test":           (False,      False,     False,     True),
-    "image_size":            (256,        256,       256,       64),
-    "resize_scale":          (286 / 256,  286 / 256, 1.0,       1.0),
-    "rotate_degrees":        (0.0,        0.0,       10.0,      0.0),
-    "iso_noise_prob":        (0.0,        0.0,       0.15,      0.0),
-    "jitter_brightness":     (0.0,        0.0,       0.15,      0.0),
-    "jitter_contrast":       (0.0,        0.0,       0.15,      0.0),
-    "jitter_saturation":     (0.0,        0.0,       0.025,     0.0),
-    "jitter_hue":            (0.0,        0.0,       0.02,      0.0),
-    "base_channels":         (64,         64,        64,        32),
-    "num_residuals":         (0,          0,         8,         0),
-    "padding":               ("zero",     "reflect", "zero",    "zero"),
-    "global_skip":           (True,       False,     False,     True),
-    "norm_first":            (True,       True,      False,     True),
-    "init_std":              (0.02,       0.02,      0.0,       0.02),
-    "lambda_cycle":          (5.0,        10.0,      3.0,       5.0),
-    "lambda_identity":       (0.0,        0.5,       0.0,       0.0),
-    "gan_sigmoid":           (False,      False,     True,      False),
-    "pool_size":             (50,         50,        0,         50),
-    "disc_first":            (False,      False,     True,      False),
-    "num_epochs":            (100,        100,       100,       1),
-    "num_decay_epochs":      (50,         100,       50,        2),
-    "max_steps":             (0,          0,         0,         1000),
-    "learning_rate":         (2e-4,       2e-4,      3e-4,      2e-4),
-    "ema_decay":             (0.999,      0.0,       0.0,       0.998),
-    "amp":                   ("auto",     "off",     "off",     "auto"),
-    "num_workers":           (2,          2,         2,         1),
-    "sample_every_steps":    (1000,       1000,      1000,      200),
-    "checkpoint_every_steps": (1000,      1000,      1000,      200),
+PRESET_NAMES = ("paper", "origin", "demo")  # The preset "default" is the values above.
+PRESET_VALUES: dict[str, tuple[Any, ...]] = {  # ... keeps the value above
+    # knob                     paper      origin    demo
+    "run_name":               ("paper",   "origin", "demo"),
+    "data_dir":               (...,       ...,      "dataset/demo"),
+    "paired_test":            (...,       ...,      True),
+    "image_size":             (...,       ...,      64),
+    "resize_scale":           (...,       1.0,      1.0),
+    "rotate_degrees":         (...,       10.0,     ...),
+    "iso_noise_prob":         (...,       0.15,     ...),
+    "jitter_brightness":      (...,       0.15,     ...),
+    "jitter_contrast":        (...,       0.15,     ...),
+    "jitter_saturation":      (...,       0.025,    ...),
+    "jitter_hue":             (...,       0.02,     ...),
+    "base_channels":          (...,       ...,      32),
+    "num_residuals":          (...,       8,        ...),
+    "padding":                ("reflect", ...,      ...),
+    "global_skip":            (False,     False,    ...),
+    "norm_first":             (...,       False,    ...),
+    "init_std":               (...,       0.0,      ...),
+    "lambda_cycle":           (10.0,      3.0,      ...),
+    "lambda_identity":        (0.5,       ...,      ...),
+    "gan_sigmoid":            (...,       True,     ...),
+    "pool_size":              (...,       0,        ...),
+    "disc_first":             (...,       True,     ...),
+    "num_epochs":             (...,       ...,      1),
+    "num_decay_epochs":       (100,       ...,      2),
+    "max_steps":              (...,       ...,      1000),
+    "learning_rate":          (...,       3e-4,     ...),
+    "ema_decay":              (0.0,       0.0,      0.998),
+    "amp":                    ("off",     "off",    ...),
+    "num_workers":            (...,       ...,      1),
+    "sample_every_steps":     (...,       ...,      200),
+    "checkpoint_every_steps": (...,       ...,      200),
 }  # fmt: skip
 
 
 # --- Rules
 
-BILLION = 10**9  # No real run has more steps, images or files than this.
+NO_LIMIT = 10**9  # No real run has more steps, images or files than this.
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ class Between:
     multiple_of: int = 0
 
     def __str__(self) -> str:
-        unbounded = self.high in (BILLION, math.inf)
+        unbounded = self.high in (NO_LIMIT, math.inf)
         text = f"at least {self.low:g}" if unbounded else f"between {self.low:g} and {self.high:g}"
         return f"a multiple of {self.multiple_of}, {text}" if self.multiple_of else text
 
@@ -218,12 +221,12 @@ class Between:
         return in_range and not (self.multiple_of and value % self.multiple_of)
 
 
-Count = Annotated[int, Between(0, BILLION), tyro.conf.arg(metavar="INT>=0")]
-Positive = Annotated[int, Between(1, BILLION), tyro.conf.arg(metavar="INT>=1")]
+Count = Annotated[int, Between(0, NO_LIMIT), tyro.conf.arg(metavar="INT>=0")]
+Positive = Annotated[int, Between(1, NO_LIMIT), tyro.conf.arg(metavar="INT>=1")]
 ImageSide = Annotated[int, Between(32, 4096, multiple_of=4), tyro.conf.arg(metavar="INT=32..4096")]
 Width = Annotated[int, Between(1, 1024), tyro.conf.arg(metavar="INT=1..1024")]
 Depth = Annotated[int, Between(0, 64), tyro.conf.arg(metavar="INT=0..64")]
-TwoOrMore = Annotated[int, Between(2, BILLION), tyro.conf.arg(metavar="INT>=2")]
+TwoOrMore = Annotated[int, Between(2, NO_LIMIT), tyro.conf.arg(metavar="INT>=2")]
 Weight = Annotated[float, Between(0), tyro.conf.arg(metavar="FLOAT>=0")]
 Fraction = Annotated[float, Between(0, 1), tyro.conf.arg(metavar="FLOAT=0..1")]
 Decay = Annotated[float, Between(0, 0.999999), tyro.conf.arg(metavar="FLOAT=0..0.999999")]
@@ -263,8 +266,8 @@ def _check_words(config: Config) -> None:
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
 
 
-PRESETS = {
-    name: Config(preset=name, **{knob: values[column] for knob, values in PRESET_VALUES.items()})  # type: ignore[arg-type]
+PRESETS = {"default": Config()} | {
+    name: Config(preset=name, **{knob: row[column] for knob, row in PRESET_VALUES.items() if row[column] is not ...})  # type: ignore[arg-type]
     for column, name in enumerate(PRESET_NAMES)
 }
 
@@ -281,8 +284,10 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
         with contextlib.redirect_stderr(printed):
             parsed = tyro.cli(_command_line(preset), args=_changed_switches(argv, preset),
                               config=(tyro.conf.FlagCreatePairsOff,))  # fmt: skip
-        sections = (asdict(getattr(parsed, section.__name__.lower())) for section in SECTIONS)
-        return from_dict(dict(pair for values in sections for pair in values.items()))
+        values: dict[str, Any] = {}
+        for section in SECTIONS:
+            values |= asdict(getattr(parsed, section.__name__.lower()))
+        return from_dict(values)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -106,13 +106,17 @@ def subfolders(folder: Path) -> list[Path]:
 
 def training_images(config: Config) -> Folders:
     """The training images of both domains; UserError, which says what to do, if a domain has none."""
+    if not Path(config.data_dir).is_dir() and config.data_dir != Config.data_dir:
+        raise UserError(f"--data-dir {printable(config.data_dir)} does not exist")
     folders = find_images(config, "train")
     for folder in folders:
         if not folder.files:
             reasons = [reason for _, reason in folder.left_out]
             left_out = f" (left out {len(reasons)}; first reason: {reasons[0]})" if reasons else ""
+            others = [path.name for split, path in class_folders(Path(config.data_dir)).items() if split[0] == "train"]
+            found = f"; found {', '.join(map(printable, others))} (see --domain-a and --domain-b)" if others else ""
             raise UserError(
-                f"no usable images in {printable(folder.path)}{left_out}\n"
+                f"no usable images in {printable(folder.path)}{left_out}{found}\n"
                 f"expected FOLDER/train/{config.domain_a} and FOLDER/train/{config.domain_b} (or trainA and trainB)"
                 f" with {' '.join(IMAGE_SUFFIXES)}\n"
                 "to train on your own images: python train.py --data-dir FOLDER\n"
@@ -123,7 +127,7 @@ def training_images(config: Config) -> Folders:
 
 
 def scan_folder(path: Path) -> ImageFolder:
-    """Find the images below a folder and decode each of them once, so that training never meets a damaged one.
+    """Find the images below a folder and decode each of them once, so that training never reads a damaged one.
 
     Hidden files and folders, and macOS's `__MACOSX`, are ignored; links to folders are not followed. A file that is not
     an image is ignored as well, unless it has the suffix of one: then it is left out with a reason.
@@ -131,9 +135,8 @@ def scan_folder(path: Path) -> ImageFolder:
     files: list[Path] = []
     left_out: list[tuple[Path, str]] = []
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow warns of odd metadata and of large images, which read_image refuses anyway.
+        # Pillow warns of odd metadata, and of large images, which read_image refuses anyway.
+        warnings.simplefilter("ignore")
         for file in visible_files(path):
             reason = _why_unusable(file)
             if reason is None:
@@ -181,7 +184,7 @@ def report_left_out(folders: Iterable[ImageFolder], path: Path, show: int = 10) 
                 print(f"  ... and {len(lines) - show} more, all listed in {printable(path)}")
             all_lines += lines
     if all_lines:
-        path.write_text("\n".join(all_lines) + "\n")
+        path.write_text("\n".join(all_lines) + "\n", encoding="utf-8")
 
 
 def build_augmentation(config: Config) -> A.Compose:
@@ -243,7 +246,7 @@ class UnpairedDataset(Dataset[Pair]):
 def count_steps_per_epoch(num_items: int, batch_size: int, num_processes: int = 1) -> int:
     """Steps in an epoch, each with one batch for every process; UserError if there are fewer items than processes."""
     if num_items < num_processes:
-        raise UserError(f"{num_items} images are too few for {num_processes} processes")
+        raise UserError(f"{num_items} images are too few for {num_processes} processes: start at most {num_items}")
     return math.ceil(num_items // num_processes / batch_size)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from config import PRESETS, Config
-from dataset import DEMO_ZIP, IMAGE_SUFFIXES, SPLITS, class_of, domain_folders, unpack_demo_faces
+from dataset import DEMO_ZIP, IMAGE_SUFFIXES, SPLITS, class_of, domain_folders, unpack_demo_faces, visible_files
 from downloads.archives import check_archive, copy_or_unpack, is_archive
 from downloads.fetch import fetch, file_name, local_path, remote_size, verify
 from downloads.place import move_all, stage
@@ -52,7 +52,7 @@ SOURCES = {
 
 def count_images(folder: Path) -> int:
     """How many files below a folder have the name of an image."""
-    return sum(file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") for file in folder.rglob("*"))
+    return sum(file.suffix.lower() in IMAGE_SUFFIXES for file in visible_files(folder))
 
 
 def what_is_here(source: Source, root: Path, *, config: Config) -> str:

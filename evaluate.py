@@ -23,9 +23,9 @@ from evaluation.metrics import Estimate, absolute_errors, bootstrap, kernel_dist
 from evaluation.report import Row, draw_curves, evaluation_table, ranking_table
 from evaluation.scorers import INCEPTION, Scorers, cosines, frechet_distance, load_scorers, predicts_b
 from evaluation.validation import Validation
-from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoints
+from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoints, newest_checkpoint, saved_config
 from utils import UserError, atomic_write, command, image_grid, pick_device, printable, tensor_to_image
-from weights.load import OTHER, Direction, Weights, load_weights
+from weights.load import DIRECTIONS, OTHER, Direction, Weights, load_weights
 
 SHEET_ROWS = 3  # A sheet holds this many of the best, of the median and of the worst translations.
 
@@ -71,12 +71,6 @@ def load_domains(config: Config, device: torch.device, *, paired: bool) -> tuple
     for folder in (*train, *test):
         if not folder.files:
             raise UserError(f"no usable images in {printable(folder.path)}; give the data set's folder with --data-dir")
-    for folder in train:
-        if len(folder.files) < 2:
-            raise UserError(
-                "the domain classifier needs at least two training images of each domain, "
-                f"found one in {printable(folder.path)}; add images to it"
-            )
     count_a, count_b = (len(folder.files) for folder in test)
     if paired and count_a != count_b:
         raise UserError(
@@ -169,7 +163,7 @@ def distances(images: Tensor, reference: Tensor, *, scorers: Scorers) -> Row:
         found["kid"] = kernel_distance(features, reference_features)
         if scorers.features_name == INCEPTION:
             fid = frechet_distance(features, reference_features)
-            found["fid"] = Estimate(fid, fid, fid, len(images))
+            found["fid"] = Estimate(fid, count=len(images))
     return {key: distance for key, distance in found.items() if distance}
 
 
@@ -185,7 +179,7 @@ def estimates(**values: np.ndarray) -> Row:
 def load_both(weights: Path, device: torch.device) -> Weights:
     """Load the generators of both directions onto the device; UserError where one is missing."""
     loaded = load_weights(weights)
-    for direction in OTHER:
+    for direction in DIRECTIONS:
         loaded.generator(direction).to(device)
     return loaded
 
@@ -196,7 +190,10 @@ def rank_checkpoints(run_dir: Path, out: Path, *, data_dir: str | None, device: 
     paths = list_checkpoints(folder)
     if not paths:
         raise UserError(f"no checkpoints in {printable(folder)}; --all-checkpoints needs a run's folder as --weights")
-    config = load_weights(paths[-1]).config
+    saved, _ = newest_checkpoint(folder)
+    if saved is None:
+        raise UserError(f"none of the {len(paths)} checkpoints in {printable(folder)} is intact")
+    config = saved_config(saved)
     config = replace(config, data_dir=data_dir or config.data_dir)
     a, b = load_domains(config, device, paired=config.paired_test)
     validation = Validation(a.train, b.train, a.test, b.test, config.paired_test)
@@ -209,9 +206,7 @@ def rank_checkpoints(run_dir: Path, out: Path, *, data_dir: str | None, device: 
             continue
         ranking[checkpoint_step(path)] = validation.measure(weights.generator("ab"), weights.generator("ba"))
     if not ranking:
-        raise UserError(
-            f"none of the {len(paths)} checkpoints in {printable(folder)} can be used; see the reasons above"
-        )
+        raise UserError(f"none of the {len(paths)} checkpoints in {printable(folder)} can be used, see above")
     write_text(out / "checkpoints.json", json.dumps(ranking, indent=2))
     with atomic_write(out / "curves.png") as temporary:
         draw_curves(ranking).save(temporary, "PNG")

@@ -81,13 +81,15 @@ def update_generators(
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
     """Improve both generators against frozen discriminators: one step down paper Eq. 3.
 
-    Each term's gradient is added as soon as the term is known, so that one term's activations are in memory at a time.
+    Each block ends with a backward pass, which adds to the gradients and frees the activations, so that those of one
+    block are in memory at a time. A new term belongs in the block that computes its images.
+
     Returns the translations (fake_a, fake_b), and the losses by name.
     """
     m, (real_a, real_b) = model, reals
-    augment = partial(diff_augment, policy=config.diff_augment)  # all that a discriminator sees
-    lambda_identity = identity_share * config.lambda_cycle * config.lambda_identity
-    set_trainable(m, False)
+    augment = partial(diff_augment, policy=config.diff_augment)  # applied to all inputs of the discriminators
+    identity_weight = identity_share * config.lambda_cycle * config.lambda_identity
+    set_discriminators_trainable(m, False)
     m.opt_gen.zero_grad()
 
     # Translate a to b and back: fool the discriminator of b, and reproduce the original.
@@ -96,7 +98,8 @@ def update_generators(
         gan_ab = gan_loss(m.disc_b(augment(fake_b)), True, sigmoid=config.gan_sigmoid)  # paper Eq. 1 for G and D_Y
         rec_a = m.gen_ba(fake_b)  # F(G(x))
         cycle_a = cycle_loss(rec_a, real_a)  # paper Eq. 2, forward cycle
-    backward(gan_ab + config.lambda_cycle * cycle_a)
+        loss_ab = gan_ab + config.lambda_cycle * cycle_a
+    backward(loss_ab)
 
     # Translate b to a and back: fool the discriminator of a, and reproduce the original.
     with m.autocast():
@@ -104,21 +107,23 @@ def update_generators(
         gan_ba = gan_loss(m.disc_a(augment(fake_a)), True, sigmoid=config.gan_sigmoid)  # paper Eq. 1 for F and D_X
         rec_b = m.gen_ab(fake_a)  # G(F(y))
         cycle_b = cycle_loss(rec_b, real_b)  # paper Eq. 2, backward cycle
-    backward(gan_ba + config.lambda_cycle * cycle_b)
+        loss_ba = gan_ba + config.lambda_cycle * cycle_b
+    backward(loss_ba)
 
-    # Leave images alone that are in the target domain already.
-    identity_a = identity_b = torch.zeros_like(cycle_a)
-    if lambda_identity:
+    # Leave images that are already in the target domain unchanged.
+    identity_a, identity_b, loss_identity = cycle_a.new_zeros(3).unbind()
+    if identity_weight:
         with m.autocast():
             identity_a = identity_loss(m.gen_ba(real_a), real_a)  # paper section 5.2, F(x) -> x
             identity_b = identity_loss(m.gen_ab(real_b), real_b)  # paper section 5.2, G(y) -> y
-        backward(lambda_identity * (identity_a + identity_b))
+            loss_identity = identity_weight * (identity_a + identity_b)
+        backward(loss_identity)
 
-    # Step both generators; the sum of all terms is paper Eq. 3.
-    cycle, identity = cycle_a + cycle_b, identity_a + identity_b
-    total = gan_ab + gan_ba + config.lambda_cycle * cycle + lambda_identity * identity
-    losses = step_optimizer(m.opt_gen, gen=total, gan_ab=gan_ab, gan_ba=gan_ba, cycle_a=cycle_a, cycle_b=cycle_b,
-                            identity_a=identity_a, identity_b=identity_b)  # fmt: skip
+    # Step both generators along the gradients that have added up; the total is for the report.
+    total = loss_ab + loss_ba + loss_identity  # paper Eq. 3
+    terms = {"gan_ab": gan_ab, "gan_ba": gan_ba, "cycle_a": cycle_a, "cycle_b": cycle_b, "identity_a": identity_a,
+             "identity_b": identity_b}  # fmt: skip
+    losses = step_optimizer(m.opt_gen, total, name="gen", terms=terms)
     return (fake_a, fake_b), losses
 
 
@@ -131,7 +136,7 @@ def update_discriminators(
     """
     m, (real_a, real_b), (fake_a, fake_b) = model, reals, fakes
     augment = partial(diff_augment, policy=config.diff_augment)
-    set_trainable(m, True)
+    set_discriminators_trainable(m, True)
     m.opt_disc.zero_grad()
 
     # Tell real images of a from translated ones, both in one batch.
@@ -147,12 +152,12 @@ def update_discriminators(
     backward(disc_b)
 
     # Step both discriminators.
-    losses = step_optimizer(m.opt_disc, disc=disc_a + disc_b, disc_a=disc_a, disc_b=disc_b)
+    losses = step_optimizer(m.opt_disc, disc_a + disc_b, name="disc", terms={"disc_a": disc_a, "disc_b": disc_b})
     scores = {"real_a": scores_real_a, "fake_a": scores_fake_a, "real_b": scores_real_b, "fake_b": scores_fake_b}
     return losses | {f"score/{name}": values.detach().mean() for name, values in scores.items()}
 
 
-def set_trainable(model: CycleGAN, trainable: bool) -> None:
+def set_discriminators_trainable(model: CycleGAN, trainable: bool) -> None:
     """Let the discriminators collect gradients, or freeze them."""
     for disc in (model.disc_a, model.disc_b):
         disc.requires_grad_(trainable)
@@ -168,7 +173,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
         config: the run's configuration.
         folder: the run's folder.
         images: the training images of both domains.
-        samples: held-out images of both domains, to show and to measure progress on.
+        samples: images of both domains to show and to measure progress on, see `find_data`.
         device: where to train.
     """
     # Read the two folders.
@@ -188,12 +193,15 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     if run.step >= run.num_steps:
         say_finished_already(run)
         return 0
+    if is_first and run.step == 0:
+        run.template = measure_faces(images[0].files, images[1].files)
+
+    # Read batches in the order that seed and epoch give, and log what happens.
     batches = EpochBatches(len(dataset), config.batch_size, config.seed, run.step, run.num_steps,
                            distributed.rank(), distributed.count())  # fmt: skip
     loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
-    validation = build_validation(images, samples, config, device) if is_first else None
-    log = open_log(run, model, images) if is_first else None
-
+    validation = build_validation(images, samples, config, device)
+    log = open_log(run, model, images)
     stopped = False
     with stop_requests(second_ends=distributed.count() == 1) as stop, log or nullcontext(), running(loader) as pairs:
         # Show what the generators do before the first step.
@@ -216,8 +224,8 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
             model.update_averages(run.step, config.ema_decay)
             run.step += 1
 
-            # Measure held-out images, and keep the best weights so far.
-            if log and validation and run.ends(config.evaluate_every_epochs * steps_per_epoch):
+            # Evaluate the generators, and keep the best weights so far.
+            if log and validation and run.is_at_multiple_of(config.evaluate_every_epochs * steps_per_epoch):
                 values = validation.measure(model.ema_gen_ab, model.ema_gen_ba)
                 run.save_if_best(model, values["score"])
                 log.evaluation(run.step, values)
@@ -225,19 +233,23 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
             # Report losses and show samples.
             if log:
                 log.collect(losses)
-            if log and run.is_due(config.log_every_steps):
+            if log and run.is_at_multiple_or_end(config.log_every_steps):
                 check_finite(log.write(run.step, learning_rate), run.step)
-            if log and run.is_due(config.sample_every_steps):
+            if log and run.is_at_multiple_or_end(config.sample_every_steps):
                 picture = log.sample(run.step, translate_samples(model, sample_a, sample_b))
 
             # Save everything.
-            if run.is_due(config.checkpoint_every_steps) or run.ends(config.keep_every_epochs * steps_per_epoch):
+            if run.is_at_multiple_or_end(config.checkpoint_every_steps) or run.is_at_multiple_of(
+                config.keep_every_epochs * steps_per_epoch
+            ):
                 run.save(model)
 
         # Asked to stop: save, and say how to resume.
         if stopped:
             run.save(model)
-            number = stop[0] if stop else signal.SIGTERM  # its own is still on its way from torchrun
+            number = (
+                stop[0] if stop else signal.SIGTERM
+            )  # another process was told to stop; torchrun will tell this one
             if log:
                 log.say(f"{signal.Signals(number).name}: saved after step {run.step}; to resume, run the same command")
             return 128 + number
@@ -253,18 +265,21 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
 
 
 def find_data(config: Config) -> tuple[Folders, Folders]:
-    """The training images, and the images to show progress on: the test split, or the former where there is none."""
+    """The training images, and those to show progress on: the test split, or the former where there is none."""
     if config.data_dir == PRESETS["demo"].data_dir and not Path(config.data_dir).exists():
         unpack_demo_faces(Path(config.data_dir))
     training, test = training_images(config), find_images(config, "test")
     names_a, names_b = ([file.relative_to(folder.path) for file in folder.files] for folder in test)
     if config.paired_test and (names_a != names_b or not names_a):
-        raise UserError(f"paired_test needs test images of equal names in both domains of {printable(config.data_dir)}")
+        raise UserError(
+            f"paired_test needs test images of equal names in both domains of {printable(config.data_dir)}\n"
+            "check them with python check_data.py, or leave out --paired-test"
+        )
     return training, test if names_a and names_b else training
 
 
 def load_samples(samples: Folders, config: Config) -> tuple[Tensor, Tensor]:
-    """The first images of both domains, as many of each, (N, 3, image_size, image_size) in [-1, 1]."""
+    """The first images of both domains, equally many of each, (N, 3, image_size, image_size) in [-1, 1]."""
     num_samples = min(config.num_samples, *(len(folder.files) for folder in samples))
     sample_a, sample_b = (load_images(folder.files[:num_samples], config.image_size) for folder in samples)
     return sample_a, sample_b
@@ -278,8 +293,8 @@ def translate_samples(model: CycleGAN, sample_a: Tensor, sample_b: Tensor) -> li
 
 
 def build_validation(images: Folders, samples: Folders, config: Config, device: torch.device) -> Validation | None:
-    """Evaluations during training, on a few hundred images; None where the configuration asks for none."""
-    if not config.evaluate_every_epochs:
+    """Evaluations during training, on a few hundred images; None where they are off, and in all but one process."""
+    if not config.evaluate_every_epochs or distributed.rank() > 0:
         return None
     train_a, train_b, test_a, test_b = (
         load_images(folder.files[:VALIDATION_IMAGES], config.image_size).to(device) for folder in (*images, *samples)
@@ -287,10 +302,10 @@ def build_validation(images: Folders, samples: Folders, config: Config, device: 
     return Validation(train_a, train_b, test_a, test_b, config.paired_test)
 
 
-def open_log(run: Run, model: CycleGAN, images: Folders) -> RunLog:
-    """Complete the run's folder, and say what is about to be trained, on what, and from which step."""
-    if run.step == 0:
-        run.template = measure_faces(images[0].files, images[1].files)
+def open_log(run: Run, model: CycleGAN, images: Folders) -> RunLog | None:
+    """Save the configuration, say what is trained on what, and open the run's log; None in all but one process."""
+    if distributed.rank() > 0:
+        return None
     run.save_config()
     config = run.config
     counts = f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images"
@@ -298,7 +313,7 @@ def open_log(run: Run, model: CycleGAN, images: Folders) -> RunLog:
     others = f", the first of {distributed.count()} processes" if distributed.count() > 1 else ""
     where = f"step {run.step} of {run.num_steps}, on {model.device}{precision}{others}"
     print(f"{counts}; {printable(run.folder)}: {where}")
-    return RunLog(run.folder, run.step, run.num_steps, run.steps_per_epoch, config)
+    return RunLog(run)
 
 
 def say_finished_already(run: Run) -> None:
@@ -313,7 +328,8 @@ def report_error(model: CycleGAN, samples: Folders, config: Config) -> None:
     """Say how far the averaged generators are from the truth, where the test images are true pairs."""
     if config.paired_test:
         truth_a, truth_b = (load_images(folder.files, config.image_size) for folder in samples)
-        print(paired_report(model.ema_gen_ab, model.ema_gen_ba, truth_a, truth_b, config.domain_a, config.domain_b))
+        generators, domains = (model.ema_gen_ab, model.ema_gen_ba), (config.domain_a, config.domain_b)
+        print(paired_report(generators, (truth_a, truth_b), domains=domains))
 
 
 def start(config: Config) -> int:

@@ -1,1 +1,1 @@
-"""From the network to the disk; knows nothing of CycleGAN."""
+"""From the network to the disk, independent of CycleGAN."""

@@ -34,15 +34,16 @@ def translate_in_batches(generator: nn.Module, images: Tensor, *, batch_size: in
 
 
 def paired_report(
-    gen_ab: nn.Module, gen_ba: nn.Module, images_a: Tensor, images_b: Tensor, name_a: str, name_b: str
+    generators: tuple[nn.Module, nn.Module], images: tuple[Tensor, Tensor], *, domains: tuple[str, str]
 ) -> str:
     """Compare the error of both generators with the error of returning the input unchanged, as four lines of text.
 
     Args:
-        gen_ab, gen_ba: the generators of both directions.
-        images_a, images_b: (N, 3, H, W) in [-1, 1]; images with the same index are true translations of each other.
-        name_a, name_b: the names of the domains in the text.
+        generators: from domain a to b, and from b to a.
+        images: of both domains, (N, 3, H, W) in [-1, 1]; images with the same index are translations of each other.
+        domains: the names of the domains in the text.
     """
+    (gen_ab, gen_ba), (images_a, images_b), (name_a, name_b) = generators, images, domains
     error_unchanged = max(mean_absolute_error(images_a, images_b), 1e-12)  # avoids 0 / 0 where the pairs are equal
     error_ab = mean_absolute_error(translate_in_batches(gen_ab, images_a), images_b)
     error_ba = mean_absolute_error(translate_in_batches(gen_ba, images_b), images_a)
@@ -56,15 +57,15 @@ def paired_report(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A quantity measured on `count` images, with its 95 % confidence interval from `low` to `high`."""
+    """A quantity measured on `count` images, with its 95 % confidence interval from `low` to `high` if it is known."""
 
     value: float
-    low: float
-    high: float
-    count: int
+    low: float | None = None
+    high: float | None = None
+    count: int = 0
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return f"{self.value:.3f}" + ("" if self.low is None else f" ({self.low:.3f} to {self.high:.3f})")
 
 
 def bootstrap(values: np.ndarray) -> Estimate | None:

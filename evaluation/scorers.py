@@ -123,7 +123,15 @@ def train_domain_classifier(images_a: Tensor, images_b: Tensor, *, seed: int = 0
 
     Returns:
         The classifier, frozen and in evaluation mode, and its accuracy on held-out images: the mean of both domains'.
+
+    Raises:
+        UserError: a domain has fewer than two images.
     """
+    if min(len(images_a), len(images_b)) < 2:
+        raise UserError(
+            f"the domain classifier needs at least two training images of each domain, found {len(images_a)} and "
+            f"{len(images_b)}; add images, or train without --evaluate-every-epochs"
+        )
     train_a, train_b = (images[torch.arange(len(images)) % HELD_OUT != 0] for images in (images_a, images_b))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too, which are not restored

@@ -27,6 +27,7 @@ EYES_IN_BOX = 0.45  # The eyes are roughly this far apart, as a fraction of the 
 WINDOW_SIDE = 160  # The later passes run on a window around a face with this side, px.
 WINDOW_EYES = 44  # The eyes in that window are this far apart, px.
 CLOSE_UP = 1.5  # Windows are cut from a close-up that is this much finer than they are.
+TURN_MARGIN = 1.5  # The close-up is this much larger than a window, which still fits when it is turned.
 NUM_PASSES = 4  # The mean over this many slightly different windows steadies the landmarks.
 JITTER_SHIFT = 6  # Windows are shifted by up to this, px,
 JITTER_SCALE = 0.08  # scaled by up to this fraction,
@@ -52,7 +53,7 @@ class Face:
 
     @property
     def eye_distance(self) -> float:
-        """px"""
+        """The distance between the eyes, px."""
         return float(np.linalg.norm(self.landmarks[1] - self.landmarks[0]))
 
 
@@ -133,7 +134,7 @@ def _detect(image: np.ndarray) -> list[_Detection]:
 def _refine(image: np.ndarray, detection: _Detection, num_passes: int, onward: np.ndarray) -> Face | None:
     """The face with steady landmarks, in the coordinates that `onward` leads to; None where later passes find none."""
     scale = min(1.0, CLOSE_UP * WINDOW_EYES / detection.eyes)
-    side = round(CLOSE_UP * WINDOW_SIDE * 1.5)  # a window still fits when it is turned
+    side = round(CLOSE_UP * WINDOW_SIDE * TURN_MARGIN)
     to_close_up = shift((side / 2, side / 2)) @ np.diag([scale, scale, 1]) @ shift(-detection.centre)
     close_up = warp(image, to_close_up, (side, side), cv2.BORDER_CONSTANT)  # small, so that the passes are fast
     face = _average_passes(close_up, _upright(close_up, detection.through(to_close_up)), num_passes)

@@ -95,7 +95,7 @@ def quarter_turns_back(count: int, shape: tuple[int, ...]) -> np.ndarray:
     """The (3, 3) matrix that maps positions in `np.rot90(image, count)`, count 0 to 3, to an image of this shape."""
     height, width = shape[:2]
     matrix = np.eye(3)
-    for side in (width, height, width)[:count][::-1]:
+    for side in (width, height, width)[:count][::-1]:  # the last turn is undone first
         matrix = np.array([[0, -1, side], [1, 0, 0], [0, 0, 1]]) @ matrix
     return matrix
 

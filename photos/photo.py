@@ -186,7 +186,8 @@ def write_photo(
         options["xmp"] = LABEL.encode()
     # Only an unchanged image still has the palette that its transparent colour refers to.
     is_unchanged = not is_translated and not side_by_side
-    image.info = {key: image.info[key] for key in ("transparency",) if is_unchanged and key in image.info}
+    transparency = image.info.get("transparency") if is_unchanged else None
+    image.info = {} if transparency is None else {"transparency": transparency}
     image.save(target, storage.format, **options)
 
 

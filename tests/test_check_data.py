@@ -48,7 +48,7 @@ def test_images_sizes_formats_and_unusable_files_are_listed(
     assert asian["formats"] == {"PNG": 6, "JPEG": 1}
     assert set(european["left_out"]) == {"broken.png", "empty.jpg"}
     assert european["left_out"]["empty.jpg"] == "empty file"
-    assert (asian["looked_for_faces_in"], asian["one_face"]) == (7, 0)
+    assert (asian["num_checked_for_faces"], asian["one_face"]) == (7, 0)
 
 
 def test_copies_and_near_copies_are_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +87,7 @@ def test_images_with_one_face_are_counted(tmp_path: Path, capsys: pytest.Capture
             path.unlink()
     shutil.rmtree(tmp_path / "demo" / "test")
     for item in report(tmp_path / "demo", tmp_path, capsys)["classes"].values():
-        assert item["one_face"] >= 0.9 * item["looked_for_faces_in"] > 5
+        assert item["one_face"] >= 0.9 * item["num_checked_for_faces"] > 5
 
 
 def test_folders_such_as_trainA_and_plain_folders_are_classes_too(tmp_path: Path) -> None:

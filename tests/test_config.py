@@ -65,7 +65,7 @@ def test_help_groups_the_knobs_shows_each_boolean_once_and_fits_80_columns() -> 
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_the_table_of_presets_shows_the_true_defaults() -> None:
+def test_the_default_preset_is_the_dashboard_itself() -> None:
     assert PRESETS["default"] == Config()
 
 

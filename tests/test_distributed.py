@@ -190,7 +190,7 @@ def test_one_gpu_for_several_processes_is_an_error(
     for name, value in environment_of(1, 2, 0).items():
         monkeypatch.setenv(name, value)
     assert train_here(tiny(device="cuda:0")) == 1
-    assert "--device cuda:0 is one GPU, but there are 2 processes" in capsys.readouterr().err
+    assert "--device cuda:0 is one GPU for 2 processes" in capsys.readouterr().err
 
 
 def test_the_processes_divide_the_photographs_among_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

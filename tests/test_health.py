@@ -98,7 +98,7 @@ def test_a_run_that_learns_nothing_causes_one_warning_per_direction(
     assert train_here(config) == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2  # one for each direction
-    assert "european to asian equal their inputs" in warnings[0]
+    assert "european to asian still equal their inputs" in warnings[0]
     assert warnings[0].endswith("(step 12)")
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from config import Config
+from training.run import Run
 from training.run_log import RunLog
 
 NAMES = ["loss/gan_ab", "loss/gan_ba", "loss/cycle_a", "loss/cycle_b", "loss/disc_a", "loss/disc_b"]
@@ -19,7 +20,8 @@ NAMES = ["loss/gan_ab", "loss/gan_ba", "loss/cycle_a", "loss/cycle_b", "loss/dis
 
 def log_steps(run_dir: Path, first: int, last: int, every: int = 2) -> None:
     """Log steps `first` to `last` of a run, each with its number as the value of every loss."""
-    with RunLog(run_dir, first - 1, 100, 10, Config(batch_size=2)) as log:
+    run = Run(run_dir, Config(batch_size=2, max_steps=100), {}, steps_per_epoch=10, step=first - 1)
+    with RunLog(run) as log:
         for step in range(first, last + 1):
             log.collect({name: torch.tensor(float(step)) for name in NAMES})
             if step % every == 0:
@@ -71,7 +73,7 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_a_file_and_an_image_in_tensorboard(tmp_path: Path) -> None:
-    with RunLog(tmp_path, 0, 10, 10, Config()) as log:
+    with RunLog(Run(tmp_path, Config(max_steps=10), {}, steps_per_epoch=10)) as log:
         path = log.sample(7, [torch.zeros(2, 3, 32, 32)] * 6)
     assert path == tmp_path / "samples" / "step_00000007.png"
     with Image.open(path) as image:

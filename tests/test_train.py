@@ -224,7 +224,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight_either(tiny: Tiny) -> N
     weight = torch.zeros(1, requires_grad=True)
     loss = weight.sqrt().sum()  # finite, but of infinite slope
     backward(loss)
-    reported = step_optimizer(torch.optim.Adam([weight], fused=True), gen=loss)
+    reported = step_optimizer(torch.optim.Adam([weight], fused=True), loss, name="gen", terms={})
     assert not torch.isfinite(reported["grad_norm/gen"])
     assert weight.item() == 0
 

@@ -91,8 +91,8 @@ def symptoms_in_images(
         if progress >= UNCHANGED_SHARE:
             yield Symptom(
                 f"{direction} does nothing",
-                f"translations {direction} equal their inputs (mean change {mean_change:.4f})",
-                "try --lambda-cycle 5 --lambda-identity 0, or train longer",
+                f"translations {direction} still equal their inputs (mean change {mean_change:.4f})",
+                "this is normal in the first thousand steps; later lower --lambda-cycle or --lambda-identity",
             )
         return
     rough_change, rough_real = F.avg_pool2d(change, ROUGH_SIDE), F.avg_pool2d(real, ROUGH_SIDE)

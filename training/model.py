@@ -31,7 +31,7 @@ class CycleGAN:
 
     Args:
         config: describes the networks, the optimisers and the pools.
-        device: where the networks live.
+        device: the networks' device.
         amp: compute in bfloat16 where autocast considers it safe.
     """
 
@@ -102,7 +102,9 @@ def backward(loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
 
 
-def step_optimizer(optimizer: torch.optim.Adam, **losses: Tensor) -> dict[str, Tensor]:
+def step_optimizer(
+    optimizer: torch.optim.Adam, loss: Tensor, *, name: str, terms: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Take one step along the gradients that the weights hold; all processes take the same one.
 
     Gradients and losses are averaged over the processes. Where the loss or its gradient is not finite the step is
@@ -110,17 +112,19 @@ def step_optimizer(optimizer: torch.optim.Adam, **losses: Tensor) -> dict[str, T
 
     Args:
         optimizer: a fused optimiser.
-        losses: the minimised loss first, then the terms to report beside it; scalars.
+        loss: the minimised loss, a scalar.
+        name: its name in the report.
+        terms: its terms by name, scalars, to report beside it.
 
     Returns:
-        The losses as "loss/" + name, detached, and the gradient's norm as "grad_norm/" + the first one's name.
+        Loss and terms as "loss/" + name, detached, and the gradient's norm as "grad_norm/" + name.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    values = torch.stack([loss.detach() for loss in losses.values()])
+    values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
     distributed.average([*gradients, values])
     norm = get_total_norm(gradients)
     # A fused optimiser skips the step where this is 1, as it does for torch.amp.GradScaler.
     optimizer.found_inf = (~torch.isfinite(values[0] + norm)).float()  # type: ignore[attr-defined]
     optimizer.step()
-    named = {f"loss/{name}": value for name, value in zip(losses, values.unbind(), strict=True)}
-    return named | {f"grad_norm/{next(iter(losses))}": norm}
+    reported = {f"loss/{key}": value for key, value in zip([name, *terms], values.unbind(), strict=True)}
+    return reported | {f"grad_norm/{name}": norm}

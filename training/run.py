@@ -1,4 +1,4 @@
-"""A training run: how far it is, what it knows beside its model, and how it starts, resumes and is saved."""
+"""A training run: its position, its state beside the model, and how it starts, resumes and is saved."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class Run:
         decay_steps = self.config.identity_epochs * self.steps_per_epoch
         return max(0.0, 1 - self.step / decay_steps) if decay_steps else 1.0
 
-    def is_due(self, every_steps: int) -> bool:
+    def is_at_multiple_or_end(self, every_steps: int) -> bool:
         """Whether the steps just finished are a multiple of `every_steps` (0: never), or all of them."""
-        return self.step == self.num_steps or self.ends(every_steps)
+        return self.step == self.num_steps or self.is_at_multiple_of(every_steps)
 
-    def ends(self, every_steps: int) -> bool:
+    def is_at_multiple_of(self, every_steps: int) -> bool:
         """Whether the steps just finished are a multiple of `every_steps`; never where that is 0."""
         return every_steps > 0 and self.step % every_steps == 0
 
@@ -121,7 +121,10 @@ class Run:
             self.best_score = saved.get("best_score")
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             folder = printable(self.folder / "checkpoints")
-            raise UserError(f"the newest checkpoint in {folder} is not one of this program: {error!r}") from error
+            raise UserError(
+                f"the newest checkpoint in {folder} is not one of this program: {error!r}\n"
+                "start afresh with another --run-name"
+            ) from error
 
     # --- Saving
 
@@ -168,7 +171,7 @@ def _state_of_this_process(saved: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"this run was trained by {len(states)} processes, and now there are {distributed.count()}:\n"
             "each has images and random numbers of its own\n"
-            "resume with torchrun --nproc-per-node, or start afresh with --run-name"
+            f"resume with torchrun --nproc-per-node={len(states)}, or start afresh with --run-name"
         )
     return dict(states[distributed.rank()])
 
@@ -179,7 +182,7 @@ def _state_of_this_process(saved: dict[str, Any]) -> dict[str, Any]:
 def open_device(config: Config) -> torch.device:
     """The device to train on, made ready for steps that are all of one size."""
     if distributed.count() > 1 and re.fullmatch(r"cuda:\d+", config.device):
-        raise UserError(f"--device {config.device} is one GPU, but there are {distributed.count()} processes: say cuda")
+        raise UserError(f"--device {config.device} is one GPU for {distributed.count()} processes: use --device cuda")
     device = pick_device(config.device, distributed.local_rank())
     if device.type == "cuda":
         torch.cuda.set_device(device)  # pinned memory and the check for bfloat16 use the current device
@@ -192,7 +195,8 @@ def open_device(config: Config) -> torch.device:
 def stop_requests(second_ends: bool = True) -> Iterator[list[int]]:
     """A list that SIGINT and SIGTERM append their number to, instead of ending the process.
 
-    A second one ends it, unless `second_ends` is false: where a supervisor repeats signals and kills who does not stop.
+    A second signal ends the process, unless `second_ends` is false: a supervisor such as torchrun repeats signals, and
+    kills processes that do not stop.
     """
     requests: list[int] = []
 
@@ -224,5 +228,5 @@ def explained_failures() -> Iterator[None]:
                 "the newest checkpoint is whole: fix that and run the same command again"
             ) from error
         if "DataLoader worker" in str(error):
-            raise UserError(f"{error}\noften the memory is full: lower --num-workers or --batch-size") from error
+            raise UserError(f"{error}\nis the memory full? lower --num-workers or --batch-size") from error
         raise

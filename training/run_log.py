@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from config import Config, to_dict
+from config import to_dict
 from training import distributed
 from training.health import WINDOW, Symptom, symptoms_in_images, symptoms_in_losses
+from training.run import Run
 from utils import atomic_write, image_grid, quantize, tensor_to_image
 
 
@@ -24,28 +26,25 @@ class RunLog:
     """Logs a run into its folder; a resumed run replaces what was logged after its checkpoint.
 
     Args:
-        run_dir: the run's folder.
-        step: how many steps are finished already.
-        num_steps: how many steps the whole run has.
-        steps_per_epoch: how many steps one epoch has.
-        config: the run's configuration, which is logged as text.
+        run: the run, at the step from which it continues.
     """
 
-    def __init__(self, run_dir: Path, step: int, num_steps: int, steps_per_epoch: int, config: Config) -> None:
-        self.run_dir = run_dir
-        self.num_steps = num_steps
-        self.steps_per_epoch = steps_per_epoch
+    def __init__(self, run: Run) -> None:
+        config = run.config
+        self.run_dir = run.folder
+        self.num_steps = run.num_steps
+        self.steps_per_epoch = run.steps_per_epoch
         self.images_per_step = 2 * config.batch_size * distributed.count()  # counts both domains and all processes
         self.names = {"ab": f"{config.domain_a} to {config.domain_b}", "ba": f"{config.domain_b} to {config.domain_a}"}
-        self.newest_rows: list[dict[str, float]] = []  # the last WINDOW rows of metrics.csv
+        self.newest_rows: deque[dict[str, float]] = deque(maxlen=WINDOW)  # the last rows of metrics.csv
         self.warned: set[str] = set()  # the names of the symptoms that were reported
         self.sums: dict[str, Tensor] = {}  # the sums of all scalars since the last row
         self.num_summed = 0  # how many steps these sums cover
         self.last_write = time.perf_counter()
-        self.tensorboard = SummaryWriter(str(run_dir), purge_step=step + 1)
-        self.tensorboard.add_text("config", f"```json\n{json.dumps(to_dict(config), indent=2)}\n```", step)
-        self._drop_metrics_after(step)
-        self.bar = tqdm(total=num_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        self.tensorboard = SummaryWriter(str(run.folder), purge_step=run.step + 1)
+        self.tensorboard.add_text("config", f"```json\n{json.dumps(to_dict(config), indent=2)}\n```", run.step)
+        self._drop_metrics_after(run.step)
+        self.bar = tqdm(total=run.num_steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True)
 
     def __enter__(self) -> RunLog:
         return self
@@ -81,8 +80,8 @@ class RunLog:
         self.tensorboard.flush()
         self._append_metrics({"step": step, **row})
         self._report_progress(step, row)
-        self.newest_rows = [*self.newest_rows[1 - WINDOW :], row]
-        self._warn(step, symptoms_in_losses(self.newest_rows))
+        self.newest_rows.append(row)
+        self._warn(step, symptoms_in_losses(list(self.newest_rows)))
         return row
 
     def sample(self, step: int, columns: Sequence[Tensor]) -> Path:

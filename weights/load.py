@@ -43,10 +43,15 @@ class Weights:
         if direction not in DIRECTIONS:
             raise UserError(f'direction must be "ab" or "ba", got {direction!r}')
         if direction not in self.generators:
-            raise CheckpointError(f"{printable(self.path)} does not hold gen_{direction}, only gen_{OTHER[direction]}")
+            other = OTHER[direction]
+            raise CheckpointError(
+                f"{printable(self.path)} does not hold gen_{direction}, only gen_{other}; use --direction {other}"
+            )
         generator = self.generators[direction]
         if not all(torch.isfinite(weights).all() for weights in generator.parameters()):
-            raise CheckpointError(f"{printable(self.path)} holds numbers that are not finite: its training diverged")
+            raise CheckpointError(
+                f"{printable(self.path)} holds numbers that are not finite; use an earlier checkpoint"
+            )
         return generator
 
 
@@ -69,7 +74,8 @@ def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
     else:
         saved = _read_run_or_checkpoint(path)
         prefix = "ema_gen_" if ema else "gen_"
-        config, template = saved_config(saved), saved.get("template")
+        config = _config_in(saved, path)
+        template = saved.get("template")
         states = {direction: saved[prefix + direction] for direction in DIRECTIONS}
     generators = {direction: _build(config, state, path, f"gen_{direction}") for direction, state in states.items()}
     return Weights(path, generators, config, _checked_template(template, path))
@@ -93,7 +99,7 @@ def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str
     saved = _read_run_or_checkpoint(Path(source))
     generators = {f"gen_{direction}": saved[f"ema_gen_{direction}"] for direction in DIRECTIONS}
     with atomic_write(Path(target)) as temporary:
-        write_generators(temporary, generators, to_dict(saved_config(saved)), saved.get("template"))
+        write_generators(temporary, generators, to_dict(_config_in(saved, Path(source))), saved.get("template"))
 
 
 def _build(config: Config, state: dict[str, Tensor], path: Path, name: str) -> Generator:
@@ -104,6 +110,14 @@ def _build(config: Config, state: dict[str, Tensor], path: Path, name: str) -> G
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{printable(path)} is damaged: {name} does not fit its configuration") from error
     return generator.eval()
+
+
+def _config_in(saved: dict[str, Any], path: Path) -> Config:
+    """The configuration in a checkpoint; CheckpointError, which names the file, where this version cannot use it."""
+    try:
+        return saved_config(saved)
+    except CheckpointError as error:
+        raise CheckpointError(f"{printable(path)}: {error}") from error
 
 
 def _checked_template(template: Any, path: Path) -> Template | None:
