@@ -22,9 +22,7 @@ import tyro
 class Start:
     """The values to start from"""
 
-    preset: Literal["default", "paper", "origin", "demo"] = (
-        "default"  # default, the paper's values, the origin's, or a short demo
-    )
+    preset: Literal["default", "paper", "origin", "demo"] = "default"  # the recipe to start from; other flags win
 
 
 @dataclass(frozen=True)

@@ -367,7 +367,7 @@ def test_the_demo_faces_are_unpacked_only_to_their_own_place(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert train_here(replace(PRESETS["demo"], data_dir="my_facse")) == 1
-    assert "no usable images in my_facse" in capsys.readouterr().err
+    assert "--data-dir my_facse does not exist" in capsys.readouterr().err
     assert not (tmp_path / "my_facse").exists()
 
 
