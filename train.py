@@ -21,10 +21,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from dataset import (
     EpochBatches,
     Folders,
+    Pair,
     UnpairedDataset,
     build_loader,
     count_steps_per_epoch,
@@ -183,7 +185,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     dataset = UnpairedDataset(images[0].files, images[1].files, config)
     data = {"a": images[0].fingerprint, "b": images[1].fingerprint}
     steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size, distributed.count())
-    sample_a, sample_b = load_samples(samples, config)
+    sample_pair = load_samples(samples, config)
 
     # Build the networks; resume the run where it was interrupted.
     seed_everything(config.seed)
@@ -196,17 +198,15 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     if is_first and run.step == 0:
         run.template = measure_faces(images[0].files, images[1].files)
 
-    # Read batches in the order that seed and epoch give, and log what happens.
-    batches = EpochBatches(len(dataset), config.batch_size, config.seed, run.step, run.num_steps,
-                           distributed.rank(), distributed.count())  # fmt: skip
-    loader = build_loader(dataset, batches, config.num_workers, pin_memory=device.type == "cuda")
+    # Read the remaining batches, in the order that seed and epoch give, and log what happens.
+    loader = open_loader(run, dataset, pin_memory=device.type == "cuda")
     validation = build_validation(images, samples, config, device)
     log = open_log(run, model, images)
     stopped = False
     with stop_requests(second_ends=distributed.count() == 1) as stop, log or nullcontext(), running(loader) as pairs:
         # Show what the generators do before the first step.
         if log and run.step == 0 and not stop:
-            log.sample(run.step, translate_samples(model, sample_a, sample_b))
+            log.sample(run.step, translate_samples(model, *sample_pair))
 
         # Draw a batch of each domain.
         for real_a, real_b in pairs:
@@ -233,10 +233,10 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
             # Report losses and show samples.
             if log:
                 log.collect(losses)
-            if log and run.is_at_multiple_or_end(config.log_every_steps):
-                check_finite(log.write(run.step, learning_rate), run.step)
-            if log and run.is_at_multiple_or_end(config.sample_every_steps):
-                picture = log.sample(run.step, translate_samples(model, sample_a, sample_b))
+                if run.is_at_multiple_or_end(config.log_every_steps):
+                    check_finite(log.write(run.step, learning_rate), run.step)
+                if run.is_at_multiple_or_end(config.sample_every_steps):
+                    picture = log.sample(run.step, translate_samples(model, *sample_pair))
 
             # Save everything.
             if run.is_at_multiple_or_end(config.checkpoint_every_steps) or run.is_at_multiple_of(
@@ -283,6 +283,14 @@ def load_samples(samples: Folders, config: Config) -> tuple[Tensor, Tensor]:
     num_samples = min(config.num_samples, *(len(folder.files) for folder in samples))
     sample_a, sample_b = (load_images(folder.files[:num_samples], config.image_size) for folder in samples)
     return sample_a, sample_b
+
+
+def open_loader(run: Run, dataset: UnpairedDataset, *, pin_memory: bool) -> DataLoader[Pair]:
+    """The batches of the run's remaining steps for this process."""
+    config = run.config
+    batches = EpochBatches(len(dataset), config.batch_size, config.seed, run.step, run.num_steps,
+                           distributed.rank(), distributed.count())  # fmt: skip
+    return build_loader(dataset, batches, config.num_workers, pin_memory=pin_memory)
 
 
 def translate_samples(model: CycleGAN, sample_a: Tensor, sample_b: Tensor) -> list[Tensor]:
