@@ -327,7 +327,7 @@ def open_log(run: Run, model: CycleGAN, images: Folders) -> RunLog | None:
 def say_finished_already(run: Run) -> None:
     """Say that the run is complete, and how to continue it."""
     if distributed.rank() == 0:
-        limit = "--max-steps" if run.step == run.config.max_steps else "--num-epochs"
+        limit = "--max-steps" if 0 < run.config.max_steps <= run.step else "--num-epochs"
         where = printable(run.folder)
         print(f"{where} is finished: {run.step} steps; to continue raise {limit}, or choose another --run-name")
 

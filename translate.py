@@ -269,14 +269,17 @@ def _translate_video_file(translator: Translator, source: Path, target: Path) ->
 
 
 def translate_stream(translator: Translator, source: IO[bytes], *, target: IO[bytes], write: Writer) -> None:
-    """Translate one image from a binary stream to another; UserError where it cannot be read."""
+    """Translate one image from a binary stream to another; UserError where it cannot be read or written."""
     try:
         photo, storage = read_photo(io.BytesIO(source.read()))
     except Exception as error:  # Decoders may raise any exception on a damaged file.
         raise UserError(f"the standard input is not a readable image: {error}") from error
     translator.translate([photo])
     result = io.BytesIO()  # Some formats need to seek in the file that they write.
-    write(photo, result, storage)
+    try:
+        write(photo, result, storage)
+    except ValueError as error:
+        raise UserError(f"the result cannot be written as {storage.format}: {error}") from error
     target.write(result.getvalue())
 
 
@@ -316,8 +319,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = "the images of --like do not show faces" if args.like else "the weights record no faces (see --like)"
         print(f"translating whole images: {reason}", file=sys.stderr)
     if args.photos == ["-"]:
-        if sys.stdin is None:
-            raise UserError("the standard input is closed")
+        if sys.stdin is None or sys.stdout is None:
+            raise UserError("the standard input or output is closed")
         translate_stream(translator, sys.stdin.buffer, target=sys.stdout.buffer, write=write)
         return 0
     jobs = find_jobs([Path(photo) for photo in args.photos], args.out)

@@ -80,13 +80,17 @@ def remote_size(url: str) -> str:
 
 def local_path(address: str) -> Path | None:
     """The existing file or folder that an address names; None for a web address, UserError for anything else."""
-    scheme = urlsplit(address).scheme.lower()
-    if scheme in ("http", "https"):
+    problem = UserError(f"{printable(address)} is neither an http(s) address nor an existing file or folder")
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise problem from error
+    if parts.scheme.lower() in ("http", "https"):
         return None
-    path = Path(unquote(urlsplit(address).path) if scheme == "file" else address).expanduser()
-    if not path.exists():
-        raise UserError(f"{printable(address)} is neither an http(s) address nor an existing file or folder")
-    return path
+    name = unquote(parts.path) if parts.scheme.lower() == "file" else address
+    if not name or not Path(name).expanduser().exists():  # file://NAME has no path: NAME would be a host
+        raise problem
+    return Path(name).expanduser()
 
 
 def file_name(address: str, default: str) -> str:

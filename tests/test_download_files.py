@@ -257,7 +257,9 @@ def test_mistakes_on_the_command_line_are_reported(arguments: list[str], capsys:
     assert "error: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", ["ftp://example.com/a.zip", "/no/such/file.zip", "faces"])
+@pytest.mark.parametrize(
+    "url", ["ftp://example.com/a.zip", "/no/such/file.zip", "faces", "http://[", "file://faces.zip"]
+)
 def test_an_address_that_leads_nowhere_is_reported(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

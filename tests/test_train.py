@@ -317,6 +317,20 @@ def test_a_damaged_newest_checkpoint_is_named_and_skipped(tiny: Tiny, capsys: py
     assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="hurt")))
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"), [("step", "x"), ("step", -5), ("step", float("inf")), ("best_score", "x"), ("random", {})]
+)
+def test_a_checkpoint_with_a_senseless_entry_is_refused(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str], entry: str, value: object
+) -> None:
+    assert train_here(tiny(max_steps=3)) == 0
+    (path,) = checkpoint.list_checkpoints(Path(tiny().runs_dir, "tiny", "checkpoints"))
+    state = checkpoint.read_checkpoint(path)
+    torch.save(state | {entry: value}, path)
+    assert train_here(tiny()) == 1
+    assert "is not one of this program" in capsys.readouterr().err
+
+
 def test_a_run_without_any_whole_checkpoint_is_not_begun_again(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_here(tiny(max_steps=3)) == 0
     for path in Path(tiny().runs_dir, "tiny", "checkpoints").iterdir():

@@ -301,6 +301,16 @@ def test_a_decompression_bomb_on_standard_input_is_an_error(
     assert "not a readable image: too large" in capsys.readouterr().err
 
 
+def test_a_result_that_its_format_cannot_hold_is_an_error(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9000, 8)).save(buffer, "WEBP")  # side by side it would be wider than WebP allows
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue())))
+    assert main(["-", "--weights", str(weights), "--crops", "--side-by-side", "--device", "cpu"]) == 1
+    assert "error: the result cannot be written as WEBP" in capsys.readouterr().err
+
+
 def test_an_image_on_standard_input_is_translated_to_standard_output(tmp_path: Path, weights: Path) -> None:
     buffer = io.BytesIO()
     photograph(1).save(buffer, "PNG")

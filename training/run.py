@@ -117,9 +117,14 @@ class Run:
             saved = saved | _state_of_this_process(saved)
             model.load_state_dict(saved)
             checkpoint.restore_random_state(saved["random"])
-            self.step, self.template = int(saved["step"]), saved.get("template")
-            self.best_score = saved.get("best_score")
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            self.step = int(saved["step"])
+            self.template = saved.get("template")
+            self.best_score = None if saved.get("best_score") is None else float(saved["best_score"])
+            if self.step < 0:
+                raise IndexError(f"a negative step: {self.step}")
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             folder = printable(self.folder / "checkpoints")
             raise UserError(
                 f"the newest checkpoint in {folder} is not one of this program: {error!r}\n"
