@@ -58,7 +58,10 @@ class Networks:
     num_residuals: Depth = 0  # residual blocks of a generator; 0: 9 above 128 px, else 6 (paper)
     padding: Literal["reflect", "zero", "reflect-all"] = "zero"  # generators' padding; zero is cheaper (paper reflect)
     global_skip: bool = True  # generators predict the change to their input and start as the identity (paper: no)
+    upsampling: Literal["transposed", "resize"] = "resize"  # how generators enlarge (paper transposed)
     norm_first: bool = True  # instance norm after the generator's first layer (paper: yes)
+    disc_norm: Literal["instance", "none"] = "none"  # norm of the discriminators' inner layers (paper instance)
+    disc_global: bool = True  # discriminators score the whole image beside its patches (paper: patches only)
     spectral_norm: bool = False  # spectral normalisation of the discriminators (Miyato et al. 2018; paper: no)
     init_std: Weight = 0.02  # standard deviation of the initial weights; 0: PyTorch's own initialisation (paper 0.02)
 
@@ -71,6 +74,10 @@ class Losses:
     lambda_identity: Weight = 0.0  # weight of the identity loss as a multiple of lambda_cycle (paper 0.5)
     identity_epochs: Count = 0  # epochs over which the identity loss falls linearly to zero; 0: it stays (paper)
     diff_augment: Literal["none", "geometry", "all"] = "none"  # augment the discriminators' inputs (Zhao et al. 2020)
+    disc_blur: Blur = 1.0  # in half the steps blur the discriminators' inputs, with a sigma of up to this, px (paper 0)
+    source_negatives: bool = True  # discriminators also reject real images of the other domain (paper: no)
+    gan_loss: Literal["lsgan", "logistic"] = "logistic"  # squared error or cross-entropy of the scores (paper lsgan)
+    r1_gamma: Weight = 1.0  # gradient penalty at 64 px, in proportion to the pixels (Mescheder et al. 2018; paper 0)
     gan_sigmoid: bool = False  # apply a sigmoid to the discriminator's scores before the squared error (paper: no)
     pool_size: Count = 50  # earlier fakes kept per domain for the discriminators; 0: none (paper 50)
     disc_first: bool = False  # update the discriminators before the generators (paper: after)
@@ -84,7 +91,8 @@ class Optimisation:
     num_epochs: Positive = 100  # epochs at the full learning rate; one epoch is one pass over the larger folder
     num_decay_epochs: Count = 50  # further epochs over which the rate falls linearly to zero (paper 100)
     max_steps: Count = 0  # stop after this many steps, wherever the schedule is; 0: no limit
-    learning_rate: LearningRate = 2e-4  # Adam's learning rate for all networks (paper 2e-4)
+    learning_rate: LearningRate = 2e-4  # Adam's learning rate (paper 2e-4)
+    disc_learning_rate: OwnRate = 4e-4  # the discriminators' own learning rate; 0: learning_rate (paper)
     scale_learning_rate: bool = False  # multiply the rate by the number of processes (Goyal et al. 2017)
     beta1: Decay = 0.5  # Adam's decay rate of the gradient's mean (paper 0.5)
     ema_decay: Decay = 0.999  # per-step decay of the generators' weight average; 0: use the raw weights (paper)
@@ -143,6 +151,7 @@ class Config(Output, Machine, Optimisation, Losses, Networks, Augmentation, Data
             "base_channels": self.base_channels,
             "padding": self.padding,
             "global_skip": self.global_skip,
+            "upsampling": self.upsampling,
             "norm_first": self.norm_first,
             "init_std": self.init_std,
             "recompute": self.recompute,
@@ -151,7 +160,13 @@ class Config(Output, Machine, Optimisation, Losses, Networks, Augmentation, Data
     @property
     def discriminator(self) -> dict[str, Any]:
         """Keyword arguments of `Discriminator`."""
-        return {"base_channels": self.base_channels, "init_std": self.init_std, "spectral": self.spectral_norm}
+        return {
+            "base_channels": self.base_channels,
+            "init_std": self.init_std,
+            "norm": self.disc_norm,
+            "global_side": self.image_size if self.disc_global else 0,
+            "spectral": self.spectral_norm,
+        }
 
 
 SECTIONS = (Start, Data, Augmentation, Networks, Losses, Optimisation, Machine, Output)
@@ -161,39 +176,59 @@ SECTIONS = (Start, Data, Augmentation, Networks, Losses, Optimisation, Machine, 
 
 PRESET_NAMES = ("paper", "origin", "demo")  # The preset "default" is the values above.
 PRESET_VALUES: dict[str, tuple[Any, ...]] = {  # ... keeps the value above
-    # knob                     paper      origin    demo
-    "run_name":               ("paper",   "origin", "demo"),
-    "data_dir":               (...,       ...,      "dataset/demo"),
-    "paired_test":            (...,       ...,      True),
-    "image_size":             (...,       ...,      64),
-    "resize_scale":           (...,       1.0,      1.0),
-    "rotate_degrees":         (...,       10.0,     ...),
-    "iso_noise_prob":         (...,       0.15,     ...),
-    "jitter_brightness":      (...,       0.15,     ...),
-    "jitter_contrast":        (...,       0.15,     ...),
-    "jitter_saturation":      (...,       0.025,    ...),
-    "jitter_hue":             (...,       0.02,     ...),
-    "base_channels":          (...,       ...,      32),
-    "num_residuals":          (...,       8,        ...),
-    "padding":                ("reflect", ...,      ...),
-    "global_skip":            (False,     False,    ...),
-    "norm_first":             (...,       False,    ...),
-    "init_std":               (...,       0.0,      ...),
-    "lambda_cycle":           (10.0,      3.0,      ...),
-    "lambda_identity":        (0.5,       ...,      ...),
-    "gan_sigmoid":            (...,       True,     ...),
-    "pool_size":              (...,       0,        ...),
-    "disc_first":             (...,       True,     ...),
-    "num_epochs":             (...,       ...,      1),
-    "num_decay_epochs":       (100,       ...,      2),
-    "max_steps":              (...,       ...,      1000),
-    "learning_rate":          (...,       3e-4,     ...),
-    "ema_decay":              (0.0,       0.0,      0.998),
-    "amp":                    ("off",     "off",    ...),
-    "num_workers":            (...,       ...,      1),
-    "sample_every_steps":     (...,       ...,      200),
-    "checkpoint_every_steps": (...,       ...,      200),
+    # knob                     paper         origin        demo
+    "run_name":               ("paper",      "origin",     "demo"),
+    "data_dir":               (...,          ...,          "dataset/demo"),
+    "paired_test":            (...,          ...,          True),
+    "image_size":             (...,          ...,          64),
+    "resize_scale":           (...,          1.0,          1.0),
+    "rotate_degrees":         (...,          10.0,         ...),
+    "iso_noise_prob":         (...,          0.15,         ...),
+    "jitter_brightness":      (...,          0.15,         ...),
+    "jitter_contrast":        (...,          0.15,         ...),
+    "jitter_saturation":      (...,          0.025,        ...),
+    "jitter_hue":             (...,          0.02,         ...),
+    "base_channels":          (...,          ...,          32),
+    "num_residuals":          (...,          8,            ...),
+    "padding":                ("reflect",    ...,          ...),
+    "global_skip":            (False,        False,        ...),
+    "upsampling":             ("transposed", "transposed", ...),
+    "norm_first":             (...,          False,        ...),
+    "disc_norm":              ("instance",   "instance",   ...),
+    "disc_global":            (False,        False,        ...),
+    "init_std":               (...,          0.0,          ...),
+    "lambda_cycle":           (10.0,         3.0,          ...),
+    "lambda_identity":        (0.5,          ...,          ...),
+    "disc_blur":              (0.0,          0.0,          ...),
+    "source_negatives":       (False,        False,        ...),
+    "gan_loss":               ("lsgan",      "lsgan",      ...),
+    "r1_gamma":               (0.0,          0.0,          ...),
+    "gan_sigmoid":            (...,          True,         ...),
+    "pool_size":              (...,          0,            ...),
+    "disc_first":             (...,          True,         ...),
+    "num_epochs":             (...,          ...,          1),
+    "num_decay_epochs":       (100,          ...,          2),
+    "max_steps":              (...,          ...,          1000),
+    "learning_rate":          (...,          3e-4,         ...),
+    "disc_learning_rate":     (0.0,          0.0,          ...),
+    "ema_decay":              (0.0,          0.0,          0.998),
+    "amp":                    ("off",        "off",        ...),
+    "num_workers":            (...,          ...,          1),
+    "sample_every_steps":     (...,          ...,          200),
+    "checkpoint_every_steps": (...,          ...,          200),
 }  # fmt: skip
+
+# Configurations saved before a knob existed lack it; this is what they were trained with.
+BEFORE_THE_KNOB: dict[str, Any] = {
+    "upsampling": "transposed",
+    "disc_norm": "instance",
+    "disc_global": False,
+    "disc_blur": 0.0,
+    "source_negatives": False,
+    "gan_loss": "lsgan",
+    "r1_gamma": 0.0,
+    "disc_learning_rate": 0.0,
+}
 
 
 # --- Rules
@@ -233,6 +268,8 @@ NumWorkers = Annotated[int, Between(0, 256), tyro.conf.arg(metavar="INT=0..256")
 Degrees = Annotated[float, Between(0, 180), tyro.conf.arg(metavar="FLOAT=0..180")]
 Scale = Annotated[float, Between(1, 4), tyro.conf.arg(metavar="FLOAT=1..4")]
 Seed = Annotated[int, Between(0, 2**63 - 1), tyro.conf.arg(metavar="INT>=0")]
+OwnRate = Annotated[float, Between(0, 1), tyro.conf.arg(metavar="FLOAT=0..1")]
+Blur = Annotated[float, Between(0, 8), tyro.conf.arg(metavar="FLOAT=0..8")]
 LearningRate = Annotated[float, Between(1e-9, 1), tyro.conf.arg(metavar="FLOAT=1e-9..1")]
 
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,2})?"
@@ -335,11 +372,14 @@ def _unframed(text: str) -> str:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """A configuration from JSON values, as a checkpoint holds it; ValueError for an unknown knob or a bad value."""
+    """A configuration from JSON values, as a checkpoint holds it; ValueError for an unknown knob or a bad value.
+
+    A knob that is missing because it is newer than the values gets what BEFORE_THE_KNOB says.
+    """
     unknown = values.keys() - {field.name for field in fields(Config)}
     if unknown:
         raise ValueError(f"unknown configuration fields: {', '.join(sorted(map(str, unknown)))}")
-    return Config(**values)
+    return Config(**(BEFORE_THE_KNOB | dict(values)))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

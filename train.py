@@ -38,13 +38,14 @@ from dataset import (
     training_images,
     unpack_demo_faces,
 )
+from discriminator_model import Discriminator
 from evaluation.metrics import paired_report, translate_in_batches
 from evaluation.validation import Validation
 from training import distributed
 from training.checkpoint import lock_run
-from training.diff_augment import diff_augment
+from training.diff_augment import Augment, draw_augmentation
 from training.health import check_finite
-from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_loss
+from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_loss, r1_penalty
 from training.model import CycleGAN, backward, step_optimizer
 from training.run import Run, explained_failures, open_device, stop_requests
 from training.run_log import RunLog
@@ -54,7 +55,13 @@ VALIDATION_IMAGES = 300  # Evaluations during training use at most this many ima
 
 
 def train_step(
-    model: CycleGAN, real_a: Tensor, real_b: Tensor, *, config: Config, identity_share: float = 1.0
+    model: CycleGAN,
+    real_a: Tensor,
+    real_b: Tensor,
+    *,
+    config: Config,
+    identity_share: float = 1.0,
+    r1_gamma: float = 0.0,
 ) -> dict[str, Tensor]:
     """One step of the algorithm: both generators, then both discriminators (paper sections 3, 4 and 7.1).
 
@@ -63,23 +70,26 @@ def train_step(
         real_a, real_b: images (N, 3, H, W) in [-1, 1] of domains a and b, on the networks' device.
         config: the loss weights, the kind of adversarial loss and the order of the updates.
         identity_share: the fraction of the identity loss's weight that applies in this step.
+        r1_gamma: the weight of the discriminators' gradient penalty in this step; 0: none.
 
     Returns:
         Losses, mean scores and gradient norms by name, detached scalars.
     """
+    reals = (real_a, real_b)
+    augment = draw_augmentation(config.diff_augment, config.disc_blur)  # of all that discriminators see in this step
     if config.disc_first:  # departs from the paper as the original European-to-Asian project does
         with torch.no_grad(), model.autocast():
             fake_b, fake_a = model.gen_ab(real_a), model.gen_ba(real_b)
-        losses = update_discriminators(model, (real_a, real_b), (fake_a, fake_b), config=config)
-        _, gen_losses = update_generators(model, (real_a, real_b), config=config, identity_share=identity_share)
+        losses = update_discriminators(model, reals, (fake_a, fake_b), config, augment, r1_gamma)
+        _, gen_losses = update_generators(model, reals, config, augment, identity_share)
         return losses | gen_losses
 
-    fakes, losses = update_generators(model, (real_a, real_b), config=config, identity_share=identity_share)
-    return losses | update_discriminators(model, (real_a, real_b), fakes, config=config)
+    fakes, losses = update_generators(model, reals, config, augment, identity_share)
+    return losses | update_discriminators(model, reals, fakes, config, augment, r1_gamma)
 
 
 def update_generators(
-    model: CycleGAN, reals: tuple[Tensor, Tensor], *, config: Config, identity_share: float
+    model: CycleGAN, reals: tuple[Tensor, Tensor], config: Config, augment: Augment, identity_share: float
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
     """Improve both generators against frozen discriminators: one step down paper Eq. 3.
 
@@ -89,7 +99,7 @@ def update_generators(
     Returns the translations (fake_a, fake_b), and the losses by name.
     """
     m, (real_a, real_b) = model, reals
-    augment = partial(diff_augment, policy=config.diff_augment)  # applied to all inputs of the discriminators
+    adversarial = partial(gan_loss, kind=config.gan_loss, sigmoid=config.gan_sigmoid)
     identity_weight = identity_share * config.lambda_cycle * config.lambda_identity
     set_discriminators_trainable(m, False)
     m.opt_gen.zero_grad()
@@ -97,7 +107,7 @@ def update_generators(
     # Translate a to b and back: fool the discriminator of b, and reproduce the original.
     with m.autocast():
         fake_b = m.gen_ab(real_a)  # G(x)
-        gan_ab = gan_loss(m.disc_b(augment(fake_b)), True, sigmoid=config.gan_sigmoid)  # paper Eq. 1 for G and D_Y
+        gan_ab = adversarial(m.disc_b(augment(fake_b)), real=True)  # paper Eq. 1 for G and D_Y
         rec_a = m.gen_ba(fake_b)  # F(G(x))
         cycle_a = cycle_loss(rec_a, real_a)  # paper Eq. 2, forward cycle
         loss_ab = gan_ab + config.lambda_cycle * cycle_a
@@ -106,7 +116,7 @@ def update_generators(
     # Translate b to a and back: fool the discriminator of a, and reproduce the original.
     with m.autocast():
         fake_a = m.gen_ba(real_b)  # F(y)
-        gan_ba = gan_loss(m.disc_a(augment(fake_a)), True, sigmoid=config.gan_sigmoid)  # paper Eq. 1 for F and D_X
+        gan_ba = adversarial(m.disc_a(augment(fake_a)), real=True)  # paper Eq. 1 for F and D_X
         rec_b = m.gen_ab(fake_a)  # G(F(y))
         cycle_b = cycle_loss(rec_b, real_b)  # paper Eq. 2, backward cycle
         loss_ba = gan_ba + config.lambda_cycle * cycle_b
@@ -130,33 +140,52 @@ def update_generators(
 
 
 def update_discriminators(
-    model: CycleGAN, reals: tuple[Tensor, Tensor], fakes: tuple[Tensor, Tensor], *, config: Config
+    model: CycleGAN,
+    reals: tuple[Tensor, Tensor],
+    fakes: tuple[Tensor, Tensor],
+    config: Config,
+    augment: Augment,
+    r1_gamma: float,
 ) -> dict[str, Tensor]:
     """Improve both discriminators on real images and on this and earlier steps' fakes: paper Eq. 1, over D.
 
     Returns the losses and mean scores by name.
     """
     m, (real_a, real_b), (fake_a, fake_b) = model, reals, fakes
-    augment = partial(diff_augment, policy=config.diff_augment)
+    source_of_a, source_of_b = ([real_b], [real_a]) if config.source_negatives else ([], [])
+    adversarial = partial(discriminator_loss, kind=config.gan_loss, sigmoid=config.gan_sigmoid)
     set_discriminators_trainable(m, True)
     m.opt_disc.zero_grad()
 
-    # Tell real images of a from translated ones, both in one batch.
+    # Tell real images of a from translated ones and, if asked to, from real images of b.
     with m.autocast():
-        scores_real_a, scores_fake_a = m.disc_a(augment(torch.cat([real_a, m.pool_a.query(fake_a)]))).chunk(2)
-        disc_a = discriminator_loss(scores_real_a, scores_fake_a, sigmoid=config.gan_sigmoid)
+        scores_a = score_together(m.disc_a, augment, real_a, m.pool_a.query(fake_a), *source_of_a)
+        disc_a = adversarial(*scores_a)
     backward(disc_a)
 
-    # Tell real images of b from translated ones.
+    # Tell real images of b from translated ones and, if asked to, from real images of a.
     with m.autocast():
-        scores_real_b, scores_fake_b = m.disc_b(augment(torch.cat([real_b, m.pool_b.query(fake_b)]))).chunk(2)
-        disc_b = discriminator_loss(scores_real_b, scores_fake_b, sigmoid=config.gan_sigmoid)
+        scores_b = score_together(m.disc_b, augment, real_b, m.pool_b.query(fake_b), *source_of_b)
+        disc_b = adversarial(*scores_b)
     backward(disc_b)
 
+    # Flatten both discriminators around real images; the penalty is halved like the adversarial loss.
+    penalty = torch.zeros_like(disc_a)
+    if r1_gamma:
+        penalty = r1_gamma / 2 * (r1_penalty(m.disc_a, augment(real_a)) + r1_penalty(m.disc_b, augment(real_b)))
+        backward(penalty)
+
     # Step both discriminators.
-    losses = step_optimizer(m.opt_disc, disc_a + disc_b, name="disc", terms={"disc_a": disc_a, "disc_b": disc_b})
-    scores = {"real_a": scores_real_a, "fake_a": scores_fake_a, "real_b": scores_real_b, "fake_b": scores_fake_b}
+    loss, terms = disc_a + disc_b + penalty, {"disc_a": disc_a, "disc_b": disc_b}
+    losses = step_optimizer(m.opt_disc, loss, name="disc", terms=terms)
+    scores = {"real_a": scores_a[0], "fake_a": scores_a[1], "real_b": scores_b[0], "fake_b": scores_b[1]}
     return losses | {f"score/{name}": values.detach().mean() for name, values in scores.items()}
+
+
+def score_together(disc: Discriminator, augment: Augment, *batches: Tensor) -> tuple[Tensor, ...]:
+    """The scores of batches of one size, in one pass."""
+    scores: tuple[Tensor, ...] = disc(augment(torch.cat(batches))).chunk(len(batches))
+    return scores
 
 
 def set_discriminators_trainable(model: CycleGAN, trainable: bool) -> None:
@@ -220,7 +249,8 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
 
             # Update the generators, the discriminators, and the generators' average.
             real_a, real_b = (normalize(real.to(device, non_blocking=True)) for real in (real_a, real_b))
-            losses = train_step(model, real_a, real_b, config=config, identity_share=run.identity_share)
+            losses = train_step(model, real_a, real_b, config=config, identity_share=run.identity_share,
+                                r1_gamma=run.r1_gamma)  # fmt: skip
             model.update_averages(run.step, config.ema_decay)
             run.step += 1
 

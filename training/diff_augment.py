@@ -1,4 +1,4 @@
-"""Differentiable augmentation of a discriminator's inputs (DiffAugment, Zhao et al. 2020, arXiv 2006.10738).
+"""Differentiable augmentation of a discriminator's inputs: DiffAugment (Zhao et al. 2020, arXiv 2006.10738), and blur.
 
 A discriminator memorises a small training set. It cannot do so if every image that it receives, real or translated, is
 changed at random. The changes are differentiable, so the generators still learn from the discriminator's scores, and
@@ -7,6 +7,8 @@ they apply to real images too, so the generators do not learn to imitate them.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,8 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Policy = Literal["none", "geometry", "all"]
+Augment = Callable[[Tensor], Tensor]  # images (N, C, H, W) to what discriminators see of them
+BLUR_PROB = 0.5  # Discriminators see blurred images in this fraction of the steps.
+BLUR_REACH = 3  # A Gaussian is cut off at this many standard deviations.
+NO_BLUR = 1e-3  # A Gaussian with this standard deviation, px, changes nothing.
 MAX_SHIFT = 1 / 8  # Images move by up to this fraction of their sides (the paper's value).
 CUT_SIDE = 1 / 2  # The rectangle that is cut out has this fraction of the image's sides (the paper's value).
+
+
+def draw_augmentation(policy: Policy, max_blur: float) -> Augment:
+    """The augmentation of one step: one blur for all images, then changes that differ from image to image.
+
+    Args:
+        policy: as for `diff_augment`.
+        max_blur: as for `draw_blur`.
+    """
+    kernel = draw_blur(max_blur)
+    return lambda images: diff_augment(blur(images, kernel), policy)
 
 
 def diff_augment(images: Tensor, policy: Policy) -> Tensor:
@@ -32,6 +49,33 @@ def diff_augment(images: Tensor, policy: Policy) -> Tensor:
     if policy == "all":
         images = _recolour(images)
     return images if policy == "none" else _cut_out(_shift(images))
+
+
+def draw_blur(max_sigma: float) -> Tensor | None:
+    """A Gaussian kernel (2 reach + 1,) whose sigma, px, is 0 or uniform in 0 to `max_sigma`; None if that is 0.
+
+    One folder's images are often softer than the other's. A discriminator that always sees them as they are learns
+    "soft", and the generators blur or sharpen; one draw a step for all that it sees hides the difference.
+    """
+    if max_sigma == 0:
+        return None
+    chance, size = torch.rand(2).tolist()
+    sigma = max(max_sigma * size, NO_BLUR) if chance < BLUR_PROB else NO_BLUR
+    reach = math.ceil(BLUR_REACH * max_sigma)
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def blur(images: Tensor, kernel: Tensor | None) -> Tensor:
+    """Convolve images (N, C, H, W) with a kernel (2 reach + 1,) along both axes, reflected at the borders."""
+    if kernel is None:
+        return images
+    channels, reach = images.shape[1], len(kernel) // 2
+    row = kernel.to(images).expand(channels, 1, 1, -1)  # (C, 1, 1, 2 reach + 1)
+    padded = F.pad(images, [reach] * 4, mode="reflect")  # (N, C, H + 2 reach, W + 2 reach)
+    with torch.autocast(images.device.type, enabled=False):  # images keep their grey levels
+        blurred = F.conv2d(padded, row, groups=channels)  # (N, C, H + 2 reach, W)
+        return F.conv2d(blurred, row.transpose(2, 3), groups=channels)  # (N, C, H, W)
 
 
 def _uniform(images: Tensor, low: float, high: float) -> Tensor:

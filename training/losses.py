@@ -3,31 +3,69 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+GanLoss = Literal["lsgan", "logistic"]
+SOURCE_WEIGHT = 0.5  # A real image of the other domain weighs this much among a discriminator's negatives; a fake 1.
 
-def gan_loss(scores: Tensor, real: bool, *, sigmoid: bool = False) -> Tensor:
-    """Least-squares adversarial loss (LSGAN): how far scores are from their target (paper Eq. 1, section 4).
+
+def gan_loss(scores: Tensor, real: bool, *, kind: GanLoss = "lsgan", sigmoid: bool = False) -> Tensor:
+    """Adversarial loss: how far scores are from their target (paper Eq. 1, section 4).
 
     Args:
         scores: a discriminator's scores, any shape, floating point.
-        real: whether the target is "real" (1) or "translated" (0). A generator's target for its fakes is 1.
-        sigmoid: apply a sigmoid to the scores first.
+        real: whether the target is "real" (1) or "translated" (0). A generator's target for its fakes is "real".
+        kind: "lsgan", the mean squared error (Mao et al. 2017), as in the paper's experiments; or "logistic", the mean
+            cross-entropy of scores that are log-odds, which is the non-saturating loss of Goodfellow et al. (2014) for
+            a generator.
+        sigmoid: apply a sigmoid to the scores first; "lsgan" only.
 
     Returns:
-        Mean squared error, a scalar.
+        A scalar.
     """
+    if kind == "logistic":
+        return F.softplus(-scores if real else scores).mean()
     scores = torch.sigmoid(scores) if sigmoid else scores
     return F.mse_loss(scores, torch.ones_like(scores) if real else torch.zeros_like(scores))
 
 
-def discriminator_loss(scores_real: Tensor, scores_fake: Tensor, *, sigmoid: bool = False) -> Tensor:
-    """Half the sum of both adversarial losses, which slows D against G (paper section 7.1). A scalar."""
-    return (gan_loss(scores_real, True, sigmoid=sigmoid) + gan_loss(scores_fake, False, sigmoid=sigmoid)) / 2
+def discriminator_loss(
+    scores_real: Tensor, scores_fake: Tensor, *scores_source: Tensor, kind: GanLoss = "lsgan", sigmoid: bool = False
+) -> Tensor:
+    """Half the sum of the adversarial losses, which slows D relative to G (paper section 7.1). A scalar.
+
+    `scores_source`, where given, are the scores of real images of the other domain, as further negatives. They are
+    where the generator starts: a discriminator that forgets them cannot say which way leads away from them.
+    """
+    loss = gan_loss(scores_real, True, kind=kind, sigmoid=sigmoid)
+    loss = loss + gan_loss(scores_fake, False, kind=kind, sigmoid=sigmoid)
+    for scores in scores_source:
+        loss = loss + SOURCE_WEIGHT * gan_loss(scores, False, kind=kind, sigmoid=sigmoid)
+    return loss / 2
+
+
+def r1_penalty(disc: nn.Module, real: Tensor) -> Tensor:
+    """Half the mean squared norm of the gradient of a discriminator's mean score (R1, Mescheder et al. 2018, Eq. 9).
+
+    It keeps the discriminator flat around real images, so that training converges. It is computed in full precision,
+    and without torch.compile, which has no second derivatives.
+
+    Args:
+        disc: maps images to scores (N, ...).
+        real: real images (N, C, H, W).
+
+    Returns:
+        A scalar, differentiable in the discriminator's weights.
+    """
+    real = real.detach().requires_grad_()
+    with torch.autocast(real.device.type, enabled=False):
+        scores = disc.forward(real)  # (N, heads, h, w); calling `disc` would use its compiled form
+        (gradient,) = torch.autograd.grad(scores.flatten(1).mean(dim=1).sum(), real, create_graph=True)  # (N, C, H, W)
+    return gradient.square().sum(dim=(1, 2, 3)).mean() / 2
 
 
 def cycle_loss(rec: Tensor, real: Tensor) -> Tensor:

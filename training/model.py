@@ -37,6 +37,7 @@ class CycleGAN:
 
     def __init__(self, config: Config, device: torch.device, *, amp: bool = False) -> None:
         self.device, self.amp = device, amp
+        self.disc_rate = (config.disc_learning_rate or config.learning_rate) / config.learning_rate
         self.gen_ab, self.gen_ba = (self._place(Generator(**config.generator), config) for _ in range(2))
         self.disc_a, self.disc_b = (self._place(Discriminator(**config.discriminator), config) for _ in range(2))
         self.ema_gen_ab = copy.deepcopy(self.gen_ab).requires_grad_(False)
@@ -59,9 +60,11 @@ class CycleGAN:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        for optimizer in (self.opt_gen, self.opt_disc):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+        """Set the generators' learning rate, and the discriminators', which stays in proportion to it."""
+        for group in self.opt_gen.param_groups:
+            group["lr"] = learning_rate
+        for group in self.opt_disc.param_groups:
+            group["lr"] = learning_rate * self.disc_rate
 
     @torch.no_grad()
     def update_averages(self, step: int, decay: float) -> None:

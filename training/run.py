@@ -21,6 +21,9 @@ from training.checkpoint import PER_PROCESS_ENTRIES
 from training.model import CycleGAN
 from utils import Template, UserError, atomic_write, pick_device, printable, seed_everything
 
+R1_INTERVAL = 8  # The gradient penalty applies in each 8th step and counts for all of them (Karras et al. 2020).
+R1_SIDE = 64  # The knob r1_gamma is the penalty's weight for images of this side, px.
+
 
 @dataclass
 class Run:
@@ -68,6 +71,15 @@ class Run:
         steps_left = (self.config.num_epochs + self.config.num_decay_epochs) * self.steps_per_epoch - self.step
         scale = distributed.count() if self.config.scale_learning_rate else 1
         return self.config.learning_rate * scale * min(1.0, steps_left / max(decay_steps, 1))
+
+    @property
+    def r1_gamma(self) -> float:
+        """The weight of the gradient penalty in the next step: that of R1_INTERVAL steps in one of them, else 0.
+
+        It grows with the number of pixels, because the squared norm of the gradient with respect to an image falls.
+        """
+        is_due = self.step % R1_INTERVAL == 0
+        return R1_INTERVAL * self.config.r1_gamma * (self.config.image_size / R1_SIDE) ** 2 if is_due else 0.0
 
     @property
     def identity_share(self) -> float:
