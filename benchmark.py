@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -32,8 +31,8 @@ from evaluation.report import markdown_table
 from train import train_step
 from training.memory_meter import peak_memory
 from training.model import BETA2, CycleGAN
-from training.run import open_device
-from training.textbook_step import plain_networks, textbook_step
+from training.run import Run, open_device
+from training.textbook_step import Terms, Textbook, plain_networks, textbook_step
 from utils import UserError, command, printable, seed_everything, uses_bf16
 
 WARM_UP = 2  # This many calls run before the clock starts.
@@ -89,11 +88,12 @@ def our_step(config: Config, device: torch.device, *, images: tuple[Tensor, Tens
     """The training step of train.py on a new model, as a function that can be called repeatedly."""
     seed_everything(config.seed)
     model = CycleGAN(config, device, amp=uses_bf16(config.amp, device))
-    steps = itertools.count()
+    run = unsaved_run(config)
 
     def step() -> None:
-        train_step(model, *images, config=config)
-        model.update_averages(next(steps), config.ema_decay)
+        train_step(model, *images, config=config, r1_gamma=run.r1_gamma)
+        model.update_averages(run.step, config.ema_decay)
+        run.step += 1
 
     return step
 
@@ -107,9 +107,33 @@ def plain_step(config: Config, device: torch.device, *, images: tuple[Tensor, Te
         torch.optim.Adam([*first.parameters(), *second.parameters()], config.learning_rate, (config.beta1, BETA2))
         for first, second in ((model.gen_ab, model.gen_ba), (model.disc_a, model.disc_b))
     )
-    pools = {"a": model.pool_a, "b": model.pool_b}
-    return lambda: textbook_step(nets, opt_gen, opt_disc, pools, *images, config.lambda_cycle, config.lambda_identity,
-                                  config.gan_sigmoid, config.disc_first)  # fmt: skip
+    textbook = Textbook(nets, opt_gen, opt_disc, {"a": model.pool_a, "b": model.pool_b})
+    run = unsaved_run(config)
+
+    def step() -> None:
+        textbook_step(textbook, *images, terms=textbook_terms(config, r1_gamma=run.r1_gamma))
+        run.step += 1
+
+    return step
+
+
+def unsaved_run(config: Config) -> Run:
+    """A run that counts its steps. It starts behind the first one, in which the gradient penalty applies."""
+    return Run(Path(), config, {}, steps_per_epoch=1, step=1)
+
+
+def textbook_terms(config: Config, *, r1_gamma: float) -> Terms:
+    """What a configuration's step minimises, as the textbook step takes it; `r1_gamma` is the weight in this step."""
+    return Terms(
+        lambda_cycle=config.lambda_cycle,
+        lambda_identity=config.lambda_identity,
+        sigmoid=config.gan_sigmoid,
+        disc_first=config.disc_first,
+        logistic=config.gan_loss == "logistic",
+        source_negatives=config.source_negatives,
+        max_blur=config.disc_blur,
+        r1_gamma=r1_gamma,
+    )
 
 
 def paper_of(config: Config) -> Config:

@@ -64,7 +64,7 @@ def test_the_command_measures_all_parts_and_prints_json_on_the_last_line(
 
 
 def test_the_number_of_operations_equals_a_count_by_hand(tiny: Tiny) -> None:
-    disc = CycleGAN(tiny(), CPU).disc_a
+    disc = CycleGAN(tiny(disc_global=False), CPU).disc_a
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         disc(torch.zeros(1, 3, 32, 32))
     # Each layer's input channels, output channels, and output side in px.

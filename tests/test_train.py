@@ -24,11 +24,12 @@ from PIL import Image
 from torch import Tensor
 
 import train
-from config import PRESETS, Config, from_dict
+from benchmark import textbook_terms
+from config import BEFORE_THE_KNOB, PRESETS, Config, from_dict
 from training import checkpoint, losses
 from training.model import CycleGAN, backward, step_optimizer
 from training.run import Run
-from training.textbook_step import textbook_step
+from training.textbook_step import Textbook, textbook_step
 from weights.load import load_generator
 
 CPU = torch.device("cpu")
@@ -62,7 +63,8 @@ def assert_identical(first: Any, second: Any, path: str = "state") -> None:
 # --- The step
 
 
-TEXTBOOK = {"padding": "reflect", "global_skip": False, "lambda_cycle": 10.0, "lambda_identity": 0.5}
+OLD: dict[str, Any] = BEFORE_THE_KNOB
+TEXTBOOK = {**OLD, "padding": "reflect", "global_skip": False, "lambda_cycle": 10.0, "lambda_identity": 0.5}
 
 
 def networks_of(model: CycleGAN) -> dict[str, torch.nn.Module]:
@@ -73,6 +75,12 @@ def plain_adam(*networks: torch.nn.Module) -> torch.optim.Adam:
     """One of the paper's optimisers in torch's plainest variant."""
     weights = [weights for network in networks for weights in network.parameters()]
     return torch.optim.Adam(weights, 2e-4, (0.5, 0.999), foreach=False)
+
+
+def plain_textbook(model: CycleGAN) -> Textbook:
+    """A model's networks and pools with optimisers of torch's plainest variant, for the textbook step."""
+    opt_gen, opt_disc = plain_adam(model.gen_ab, model.gen_ba), plain_adam(model.disc_a, model.disc_b)
+    return Textbook(networks_of(model), opt_gen, opt_disc, {"a": model.pool_a, "b": model.pool_b})
 
 
 def difference(ours: torch.nn.Module, theirs: torch.nn.Module, tolerance: float) -> float:
@@ -98,10 +106,14 @@ def difference(ours: torch.nn.Module, theirs: torch.nn.Module, tolerance: float)
     "knobs",
     [
         {},
+        OLD,
         TEXTBOOK,
-        {"recompute": True},
-        {"recompute": True, "lambda_identity": 0.5, "disc_first": True},
-        {"disc_first": True, "gan_sigmoid": True, "lambda_identity": 0.0, "lambda_cycle": 3.0},
+        {**OLD, "recompute": True},
+        {**OLD, "recompute": True, "lambda_identity": 0.5, "disc_first": True},
+        {**OLD, "disc_first": True, "gan_sigmoid": True, "lambda_identity": 0.0, "lambda_cycle": 3.0},
+        {**OLD, "r1_gamma": 1.0},
+        {**OLD, "source_negatives": True, "disc_blur": 1.0},
+        {**OLD, "gan_loss": "logistic", "disc_global": True},
     ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -120,20 +132,19 @@ def test_the_step_equals_the_reference_step(
     ours, theirs = CycleGAN(config, CPU), CycleGAN(replace(config, recompute=False), CPU)
     for network in networks_of(ours).values():
         network.to(dtype).to(memory_format=layout)  # type: ignore[call-overload]
-    nets, pools = networks_of(theirs), {"a": theirs.pool_a, "b": theirs.pool_b}
+    nets = networks_of(theirs)
     for network in nets.values():
         network.to(dtype)
-    opt_gen, opt_disc = plain_adam(theirs.gen_ab, theirs.gen_ba), plain_adam(theirs.disc_a, theirs.disc_b)
+    textbook = plain_textbook(theirs)
     errors = []
     for _ in range(5):  # more steps than the pools hold images
         real_a, real_b = (torch.rand(batch_size, 3, 32, 32, dtype=dtype) * 2 - 1 for _ in "ab")
         for own, other in zip(networks_of(ours).values(), nets.values(), strict=True):
             other.load_state_dict(own.state_dict())  # float32 drifts apart by chaos: each step starts together
-        actual = train.train_step(ours, real_a, real_b, config=config)
-        expected = textbook_step(
-            nets, opt_gen, opt_disc, pools, real_a, real_b,
-            config.lambda_cycle, config.lambda_identity, config.gan_sigmoid, config.disc_first,
-        )  # fmt: skip
+        random_state = torch.get_rng_state()  # of the blur
+        actual = train.train_step(ours, real_a, real_b, config=config, r1_gamma=config.r1_gamma)
+        torch.set_rng_state(random_state)
+        expected = textbook_step(textbook, real_a, real_b, terms=textbook_terms(config, r1_gamma=config.r1_gamma))
         for name, value in expected.items():
             torch.testing.assert_close(actual[f"loss/{name}"], value, rtol=tolerance, atol=tolerance)
         compared = [name for name in nets if not (config.disc_first and name.startswith("disc"))]
@@ -161,14 +172,14 @@ def test_a_run_goes_on_in_another_memory_layout(tiny: Tiny) -> None:
 def compare_compiled_step(config: Config) -> None:
     torch.manual_seed(0)
     ours, theirs = CycleGAN(config, CPU), CycleGAN(replace(config, compile=False), CPU)
-    nets, pools = networks_of(theirs), {"a": theirs.pool_a, "b": theirs.pool_b}
+    nets = networks_of(theirs)
     for own, other in zip(networks_of(ours).values(), nets.values(), strict=True):
         other.double().load_state_dict(own.double().state_dict())
-    opt_gen, opt_disc = plain_adam(theirs.gen_ab, theirs.gen_ba), plain_adam(theirs.disc_a, theirs.disc_b)
+    textbook = plain_textbook(theirs)
     for _ in range(2):
         real_a, real_b = (torch.rand(1, 3, 32, 32, dtype=torch.float64) * 2 - 1 for _ in "ab")
         train.train_step(ours, real_a, real_b, config=config)
-        textbook_step(nets, opt_gen, opt_disc, pools, real_a, real_b, config.lambda_cycle, config.lambda_identity)
+        textbook_step(textbook, real_a, real_b, terms=textbook_terms(config, r1_gamma=0.0))
         assert max(difference(networks_of(ours)[name], nets[name], 1e-9) for name in nets) < 1e-9
     assert ours.state_dict()["gen_ab"].keys() == theirs.state_dict()["gen_ab"].keys()  # no trace in what is saved
 
@@ -177,7 +188,7 @@ def compare_compiled_step(config: Config) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
 def test_the_compiled_step_equals_the_reference_step(tiny: Tiny) -> None:
     """In float64, where it rounds differently but no more."""
-    config = tiny(compile=True, global_skip=False)  # with it the L1 losses begin at 0, their kink
+    config = tiny(**OLD, compile=True, global_skip=False)  # with it the L1 losses begin at 0, their kink
     process = multiprocessing.get_context("spawn").Process(target=compare_compiled_step, args=(config,))
     process.start()  # on its own: the compiler leaves threads that later tests' forks would not survive
     process.join()
@@ -268,6 +279,43 @@ def test_the_rate_grows_with_the_processes_where_asked_to(tiny: Tiny, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert run_at(0, tiny(learning_rate=1e-3)).learning_rate == 1e-3
     assert run_at(0, tiny(learning_rate=1e-3, scale_learning_rate=True)).learning_rate == pytest.approx(4e-3)
+
+
+def test_the_gradient_penalty_comes_in_each_eighth_step_and_counts_for_all(tiny: Tiny) -> None:
+    weights = [run_at(step, tiny(r1_gamma=0.5, image_size=64)).r1_gamma for step in range(32)]
+    assert weights == [4.0, *[0.0] * 7] * 4
+    assert sum(weights) / 32 == 0.5
+
+
+def test_the_gradient_penalty_grows_with_the_number_of_pixels(tiny: Tiny) -> None:
+    weights = [run_at(0, tiny(r1_gamma=0.5, image_size=size)).r1_gamma for size in (32, 64, 128, 256)]
+    assert weights == [1.0, 4.0, 16.0, 64.0]
+
+
+def test_the_discriminators_rate_stays_in_proportion(tiny: Tiny) -> None:
+    for own, expected in ((3e-4, 1.5e-4), (0.0, 1e-4)):  # 0 stands for that of the generators
+        model = CycleGAN(tiny(learning_rate=2e-4, disc_learning_rate=own), CPU)
+        model.set_learning_rate(1e-4)
+        assert model.opt_gen.param_groups[0]["lr"] == 1e-4
+        assert model.opt_disc.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_all_that_discriminators_see_in_a_step_is_blurred_alike(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels: list[Tensor | None] = []
+
+    def note(images: Tensor, kernel: Tensor | None) -> Tensor:
+        kernels.append(kernel)
+        return images
+
+    monkeypatch.setattr("training.diff_augment.blur", note)
+    model, real = CycleGAN(tiny(), CPU), torch.rand(1, 3, 32, 32) * 2 - 1
+    for _ in range(2):
+        train.train_step(model, real, real, config=tiny(), r1_gamma=1.0)
+    first, second = kernels[:6], kernels[6:]  # by two generators, two discriminators and two gradient penalties
+    assert len(second) == 6
+    assert all(kernel is first[0] for kernel in first)
+    assert all(kernel is second[0] for kernel in second)
+    assert first[0] is not second[0]
 
 
 # --- Resume
