@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from config import PRESETS, Config, from_dict, parse_args, to_dict
+from config import BEFORE_THE_KNOB, PRESETS, Config, from_dict, parse_args, to_dict
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,6 +113,14 @@ def test_values_survive_json() -> None:
         assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
+def test_a_knob_newer_than_the_file_gets_the_value_of_the_time_before_it() -> None:
+    old = {name: value for name, value in to_dict(Config()).items() if name not in BEFORE_THE_KNOB}
+    loaded = from_dict(json.loads(json.dumps(old)))
+    assert loaded == replace(Config(), **BEFORE_THE_KNOB)
+    assert loaded != Config()
+    assert from_dict(to_dict(Config())) == Config()  # a file with these knobs keeps its own values
+
+
 @pytest.mark.parametrize(
     "values", [{"image_size": "64"}, {"image_size": True}, {"colour": 1}, {"compile": 1}, {"padding": 3}]
 )
@@ -141,7 +149,8 @@ REFERENCE = {  # Zhu et al.'s published settings
     "resolved_num_residuals": 9, "padding": "reflect", "global_skip": False, "norm_first": True, "init_std": 0.02,
     "lambda_cycle": 10.0, "lambda_identity": 0.5, "gan_sigmoid": False, "pool_size": 50, "disc_first": False,
     "batch_size": 1, "num_epochs": 100, "num_decay_epochs": 100, "max_steps": 0, "learning_rate": 2e-4, "beta1": 0.5,
-    "ema_decay": 0.0, "amp": "off",
+    "ema_decay": 0.0, "amp": "off", "upsampling": "transposed", "disc_norm": "instance", "disc_global": False,
+    "disc_blur": 0.0, "source_negatives": False, "gan_loss": "lsgan", "r1_gamma": 0.0, "disc_learning_rate": 0.0,
 }  # fmt: skip
 ORIGIN = {  # how the European-to-Asian project of 2022-2023 differed from it
     "resize_scale": 1.0, "rotate_degrees": 10.0, "iso_noise_prob": 0.15, "jitter_brightness": 0.15,
@@ -150,7 +159,9 @@ ORIGIN = {  # how the European-to-Asian project of 2022-2023 differed from it
     "gan_sigmoid": True, "pool_size": 0, "disc_first": True, "num_decay_epochs": 50, "learning_rate": 3e-4,
 }  # fmt: skip
 OURS = {"padding": "zero", "global_skip": True, "lambda_cycle": 5.0, "lambda_identity": 0.0, "ema_decay": 0.999,
-        "num_decay_epochs": 50, "amp": "auto"}  # fmt: skip
+        "num_decay_epochs": 50, "amp": "auto", "upsampling": "resize", "disc_norm": "none", "disc_global": True,
+        "disc_blur": 1.0, "source_negatives": True, "gan_loss": "logistic", "r1_gamma": 1.0,
+        "disc_learning_rate": 4e-4}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "differences"), [("paper", {}), ("origin", ORIGIN), ("default", OURS)])

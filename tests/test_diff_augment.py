@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.diff_augment import Policy, diff_augment
+from training.diff_augment import Policy, blur, diff_augment, draw_augmentation, draw_blur
 
 
 def test_the_policy_none_returns_its_input() -> None:
@@ -73,3 +73,44 @@ def test_the_same_random_state_gives_the_same_changes() -> None:
     first = diff_augment(images, "all")
     torch.manual_seed(3)
     assert torch.equal(diff_augment(images, "all"), first)
+
+
+def standard_deviation(kernel: torch.Tensor) -> float:
+    positions = torch.arange(len(kernel)) - len(kernel) // 2
+    return float((kernel * positions**2).sum() ** 0.5)
+
+
+def test_a_blur_is_drawn_in_half_the_steps_with_a_sigma_up_to_the_knob() -> None:
+    torch.manual_seed(0)
+    kernels = [kernel for _ in range(2000) if (kernel := draw_blur(2.0)) is not None]
+    assert len(kernels) == 2000
+    assert all(kernel.sum().item() == pytest.approx(1) for kernel in kernels)
+    sigmas = torch.tensor([standard_deviation(kernel) for kernel in kernels])
+    assert 0.45 < (sigmas < 0.1).float().mean() < 0.6  # no blur, or next to none
+    assert 1.9 < sigmas.max() <= 2.0
+
+
+def test_without_the_knob_nothing_is_drawn_and_nothing_is_blurred() -> None:
+    before = torch.get_rng_state()
+    assert draw_blur(0.0) is None
+    assert torch.equal(torch.get_rng_state(), before)
+    images = torch.randn(1, 3, 8, 8)
+    assert blur(images, None) is images
+
+
+def test_blur_turns_a_point_into_the_kernel_along_both_axes_and_keeps_flat_images() -> None:
+    kernel = torch.tensor([0.25, 0.5, 0.25])
+    point = torch.zeros(1, 2, 7, 7)
+    point[0, 1, 3, 3] = 1.0
+    blurred = blur(point, kernel)
+    torch.testing.assert_close(blurred[0, 1, 2:5, 2:5], kernel[:, None] * kernel)
+    assert blurred[0, 0].abs().max() == 0  # channels do not mix
+    torch.testing.assert_close(blur(torch.ones(1, 3, 8, 8), kernel), torch.ones(1, 3, 8, 8))
+
+
+def test_one_draw_blurs_all_images_of_a_step_alike_and_the_next_differs() -> None:
+    torch.manual_seed(1)
+    images = torch.rand(1, 3, 16, 16)
+    first, second = draw_augmentation("none", 4.0), draw_augmentation("none", 4.0)
+    assert torch.equal(first(images), first(images))
+    assert not torch.equal(first(images), second(images))

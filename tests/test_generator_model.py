@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generator_model import Generator
+from generator_model import SKIP_LIMIT, Generator, ResizeConv, Upsampling, blend, upsampling_conv
 
 
 def count_from_the_layer_list(num_residuals: int, c: int = 64) -> int:
@@ -57,6 +57,48 @@ def test_forward_equals_the_paper_written_with_functions(padding: str, mode: str
     x = torch.rand(2, 3, 32, 40, dtype=torch.float64) * 2 - 1
     expected = reference_forward(generator.state_dict(), x, 2, mode, strided_mode)
     torch.testing.assert_close(generator(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_resizing_and_convolving_equals_the_two_in_turn() -> None:
+    """It is computed as one transposed convolution."""
+    layer = ResizeConv(5, 3, 3, padding=1).double()
+    x = torch.randn(2, 5, 6, 8, dtype=torch.float64)
+    resized = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    expected = F.conv2d(resized, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_both_kinds_of_upsampling_have_weights_of_the_same_names_and_number() -> None:
+    transposed, resize = Generator(1, 4).state_dict(), Generator(1, 4, upsampling="resize").state_dict()
+    assert {name: weights.numel() for name, weights in transposed.items()} == {
+        name: weights.numel() for name, weights in resize.items()
+    }
+
+
+@pytest.mark.parametrize(("upsampling", "is_flat"), [("resize", True), ("transposed", False)])
+def test_resizing_treats_every_pixel_alike_and_a_transposed_convolution_does_not(
+    upsampling: Upsampling, is_flat: bool
+) -> None:
+    torch.manual_seed(0)
+    made = upsampling_conv(16, 8, upsampling)(torch.ones(1, 16, 9, 9))[:, :, 2:-2, 2:-2]  # without the border
+    spread = made.std(dim=(2, 3))
+    assert (spread.max() < 1e-6) if is_flat else (spread.min() > 1e-3)
+
+
+def test_strength_zero_is_the_image_and_one_the_translation_bit_for_bit() -> None:
+    x, y = torch.rand(2, 1, 3, 8, 8) * 2 - 1
+    assert torch.equal(blend(x, y, 0), x)
+    assert torch.equal(blend(x, y, 1), y)
+
+
+@pytest.mark.parametrize("strength", [0.5, 2.0, 3.0])
+def test_the_strength_multiplies_the_change_before_tanh(strength: float) -> None:
+    x, y = torch.rand(2, 1, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    x[..., 0], y[..., 1] = 1.0, -1.0  # where atanh is infinite
+    before, after = (torch.atanh(image.clamp(-SKIP_LIMIT, SKIP_LIMIT)) for image in (x, y))
+    blended = blend(x, y, strength)
+    torch.testing.assert_close(blended, torch.tanh(before + strength * (after - before)))
+    assert blended.abs().max() <= 1
 
 
 def test_with_a_global_skip_an_untrained_generator_returns_every_grey_level() -> None:
