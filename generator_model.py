@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 Padding = Literal["reflect", "zero", "reflect-all"]
 Upsampling = Literal["transposed", "resize"]
 SKIP_LIMIT = 0.999  # |x| is clamped to this before atanh, which costs an eighth of one 8-bit grey level at most.
+MAX_STRENGTH = 3.0  # Translations that are exaggerated further than this only gain artefacts.
 
 
 class Generator(nn.Module):

@@ -116,7 +116,7 @@ def import_weights(
     config = next(iter(networks.values())).config
     with atomic_write(target) as temporary:
         generators = {f"gen_{direction}": network.weights for direction, network in networks.items()}
-        write_generators(temporary, generators, to_dict(config))
+        write_generators(temporary, generators, config=to_dict(config))
     return Imported(kinds[0], files, num_other_sets)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
+from generator_model import MAX_STRENGTH, blend
 from photos.faces import Face, find_faces
 from photos.photo import FaceRegion, Photo, Pixels, Region, Storage, WholeImage, open_photo, read_photo, write_photo
 from photos.video import VIDEO_SUFFIXES, FaceSmoother, translate_video
@@ -53,6 +54,7 @@ class Translator:
         template: where the landmarks lie in these (see `photos.crops.measure_template`); None translates whole images.
         device: the device to run on.
         batch_size: the generator translates at most this many crops at a time.
+        strength: how much of the change to apply (see `generator_model.blend`): 0 nothing, 1 what the generator gives.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Translator:
         template: Template | None = None,
         device: torch.device | str = "cpu",
         batch_size: int = 8,
+        strength: float = 1.0,
     ) -> None:
         self.device = torch.device(device)
         self.bf16 = has_fast_bf16(self.device)
@@ -71,6 +74,7 @@ class Translator:
         self.image_size = image_size
         self.template = template
         self.batch_size = batch_size
+        self.strength = strength
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Translate an image of any size; the result is upright. An image without a face is returned unchanged.
@@ -106,7 +110,8 @@ class Translator:
         images = normalize(torch.from_numpy(crops).permute(0, 3, 1, 2).to(self.device))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             translated: Tensor = self.generator(images)
-        result: np.ndarray = denormalize(translated.float()).permute(0, 2, 3, 1).cpu().numpy()
+        translated = blend(images, translated.float(), self.strength)
+        result: np.ndarray = denormalize(translated).permute(0, 2, 3, 1).cpu().numpy()
         return result
 
 
@@ -118,6 +123,7 @@ def load_translator(
     crops: bool = False,
     like: str | os.PathLike[str] | None = None,
     batch_size: int = 8,
+    strength: float | None = None,
 ) -> Translator:
     """Build a translator from trained weights.
 
@@ -128,6 +134,7 @@ def load_translator(
         crops: translate whole images instead of the faces in them.
         like: a folder of images cropped like the training images, for weights that do not record the face template.
         batch_size: the generator translates at most this many crops at a time.
+        strength: how much of the change to apply, 0 to 3; None for what is stored with the weights, 1 if nothing is.
 
     Raises:
         UserError: the weights, the device or the images do not exist or cannot be used.
@@ -143,7 +150,12 @@ def load_translator(
             raise UserError(f"no usable images in {printable(like)}")
         template = measure_faces(examples.files)
     generator = loaded.generator(direction)
-    return Translator(generator, loaded.config.image_size, template=template, device=place, batch_size=batch_size)
+    if strength is None:
+        strength = loaded.strength(direction)
+    elif not 0 <= strength <= MAX_STRENGTH:
+        raise UserError(f"the strength must be between 0 and {MAX_STRENGTH:g}, got {strength:g}")
+    return Translator(generator, loaded.config.image_size, template=template, device=place, batch_size=batch_size,
+                      strength=strength)  # fmt: skip
 
 
 # --- Files
@@ -290,6 +302,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("photos", nargs="+", metavar="PHOTO", help="images, videos and folders; - reads an image from standard input")
     add("--weights", required=True, help="a run's folder, a checkpoint, or a .safetensors file")
     add("--direction", choices=("ab", "ba"), default="ab", help="a to b (European to Asian) or b to a (%(default)s)")
+    add("--strength", type=float, metavar="S", help="0: no change, 1: what the network gives, up to 3: more (default: "
+        "what is stored with the weights, else 1)")  # fmt: skip
     add("--out", type=Path, default=Path("translated"), help="the folder to write to (%(default)s)")
     add("--crops", action="store_true", help="translate whole images: they are already cropped, or do not show faces")
     add("--like", type=Path, metavar="DIR", help="images cropped like the training images, if the weights need them")
@@ -313,8 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     write = partial(write_photo, side_by_side=args.side_by_side, label=not args.no_metadata)
     translator = load_translator(
-        args.weights, args.direction, device=args.device, crops=args.crops, like=args.like, batch_size=args.batch_size
-    )
+        args.weights, args.direction, device=args.device, crops=args.crops, like=args.like, batch_size=args.batch_size,
+        strength=args.strength,
+    )  # fmt: skip
     if translator.template is None and not args.crops:
         reason = "the images of --like do not show faces" if args.like else "the weights record no faces (see --like)"
         print(f"translating whole images: {reason}", file=sys.stderr)

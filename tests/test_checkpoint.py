@@ -29,7 +29,7 @@ from training import checkpoint
 from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from training.model import CycleGAN
 from utils import UserError, seed_everything
-from weights.load import export_weights, load_generator
+from weights.load import export_weights, load_generator, load_weights
 
 
 def tiny_state(config: Config, step: int = 3) -> dict[str, Any]:
@@ -287,6 +287,28 @@ def test_exported_weights_carry_their_configuration(saved: Path) -> None:
     export_weights(saved.parent.parent, exported)
     with safe_open(exported, framework="pt") as file:
         assert json.loads(file.metadata()["config"]) == read_checkpoint(saved)["config"]
+
+
+def test_exported_weights_carry_the_best_strength_of_each_direction(saved: Path) -> None:
+    exported = saved.parent / "weights.safetensors"
+    export_weights(saved, exported)
+    assert (load_weights(exported).strength("ab"), load_weights(exported).strength("ba")) == (1, 1)
+    export_weights(saved, exported, strength={"ab": 1.5})
+    assert (load_weights(exported).strength("ab"), load_weights(exported).strength("ba")) == (1.5, 1)
+    with pytest.raises(UserError, match="strength must be a number between 0 and 3"):
+        export_weights(saved, exported, strength={"ab": 4})
+    assert load_weights(exported).strength("ab") == 1.5  # the file stays as it was
+
+
+def test_a_checkpoint_may_hold_a_strength_and_its_export_keeps_it(saved: Path) -> None:
+    save_checkpoint(saved.parent, read_checkpoint(saved) | {"strength": {"ab": 0.5, "ba": 2.0}})
+    exported = saved.parent / "weights.safetensors"
+    export_weights(saved, exported)
+    for path in (saved, exported):
+        assert [load_weights(path).strength(direction) for direction in ("ab", "ba")] == [0.5, 2.0]
+    save_checkpoint(saved.parent, read_checkpoint(saved) | {"strength": {"ab": 4}})
+    with pytest.raises(CheckpointError, match="strength must be a number between 0 and 3"):
+        load_weights(saved)
 
 
 def test_a_checkpoint_is_a_zip_of_tensors_and_plain_values(saved: Path) -> None:

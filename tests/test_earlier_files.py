@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import make_folders, train_here
 
-from config import Config
+from config import BEFORE_THE_KNOB, Config
 from weights.load import Direction, load_generator, load_weights
 
 FILES = Path(__file__).parent / "files"
@@ -57,6 +57,7 @@ def test_an_earlier_run_resumes_and_ends_where_that_version_ended(
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(CHECKPOINT, folder / "checkpoints" / "step_00000004.pt")
     config = Config(
+        **BEFORE_THE_KNOB,
         data_dir="data", runs_dir="runs", run_name="old", image_size=32, base_channels=1, num_residuals=1, num_epochs=2,
         num_decay_epochs=1, num_workers=0, num_samples=2, pool_size=1, log_every_steps=1, sample_every_steps=100,
         checkpoint_every_steps=4, device="cpu", init_std=0.2, learning_rate=0.02,

@@ -21,6 +21,7 @@ from foreign_networks import save_origin
 import benchmark
 import download_files
 from config import Config
+from weights.load import load_weights
 
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
          for path in (ROOT / "README.md", ROOT / "README.ru.md", *sorted((ROOT / "docs").glob("*.md")))}  # fmt: skip
@@ -147,10 +148,12 @@ def test_download_brings_all_three(
     assert sorted(path.name for path in (workspace / "here").iterdir()) == ["checkpoints", "dataset", "test_images"]
 
 
-def test_the_python_example_translates(workspace: Path, finished_run: Path) -> None:
-    (lines,) = re.findall(r"```python\n(.*?)```", PAGES["docs/translating.md"], re.DOTALL)
+def test_the_python_examples_export_and_translate(workspace: Path, finished_run: Path) -> None:
+    examples = re.findall(r"```python\n(.*?)```", PAGES["docs/translating.md"], re.DOTALL)
     shutil.copytree(finished_run / "runs", workspace / "runs")
-    run("-c", lines, cwd=workspace)
+    for lines in examples:
+        run("-c", lines, cwd=workspace)
+    assert load_weights(workspace / "my_faces.safetensors").strength("ab") == 1.5
     assert (workspace / "translated.png").exists()
 
 

@@ -66,9 +66,11 @@ def difference(image: Image.Image, other: Image.Image) -> np.ndarray:
     return result
 
 
-def write_weights(path: Path, template: object) -> Path:
+def write_weights(path: Path, template: object, strength: Any = None) -> Path:
+    """Untrained weights of one direction; `strength` may be nonsense."""
     config = Config(image_size=64, base_channels=4, num_residuals=1)
-    write_generators(path, {"gen_ab": Generator(**config.generator).state_dict()}, to_dict(config), template)
+    generators = {"gen_ab": Generator(**config.generator).state_dict()}
+    write_generators(path, generators, config=to_dict(config), template=template, strength=strength)
     return path
 
 
@@ -351,6 +353,9 @@ def test_earlier_results_inside_a_folder_are_not_translated_again(tmp_path: Path
         (["nothing.jpg"], "nothing.jpg does not exist"),
         (["-", "a.jpg"], "- cannot be combined with other inputs"),
         (["a.jpg", "--batch-size", "0"], "at least 1"),
+        (["a.jpg", "--strength", "3.1"], "the strength must be between 0 and 3, got 3.1"),
+        (["a.jpg", "--strength", "-1"], "the strength must be between 0 and 3, got -1"),
+        (["a.jpg", "--strength", "nan"], "the strength must be between 0 and 3, got nan"),
         (["a.jpg", "--device", "cuda:7"], "device cuda:7 is not available"),
         (["a.jpg", "--device", "foo"], "device must be auto"),
         (["a.jpg", "--like", "nowhere"], "no usable images in nowhere"),
@@ -416,3 +421,46 @@ def test_an_invalid_template_in_a_file_is_an_error(tmp_path: Path) -> None:
     for template in ("here", [[0.1, 0.2]] * 5, [[0.1, 0.2]], [[float("nan"), n] for n in range(5)]):
         with pytest.raises(UserError, match=r"w\.safetensors has an invalid face template"):
             load_translator(write_weights(tmp_path / "w.safetensors", template))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0, 3.0])
+def test_the_strength_weakens_or_exaggerates_the_change(strength: float) -> None:
+    grey = Image.new("RGB", (64, 64), (120, 120, 120))  # where the change before tanh is nearly linear
+    result = Translator(Brighter(0.05), 64, strength=strength)(grey)
+    assert pixels(result)[32, 32, 0] - 120 == pytest.approx(strength * 0.05 * 127.5, abs=1)
+
+
+def test_strength_one_is_what_the_generator_gives_bit_for_bit() -> None:
+    image = photograph(1)
+    plain, explicit = (Translator(Brighter(), 64, template=TEMPLATE, **knobs)(image) for knobs in ({}, {"strength": 1}))  # type: ignore[arg-type]
+    assert difference(plain, explicit).max() == 0
+
+
+def test_the_strength_stored_with_the_weights_counts_unless_another_is_given(tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "w.safetensors", None, {"ab": 1.5, "ba": 2})
+    assert load_weights(weights).strength("ba") == 2
+    assert load_translator(weights).strength == 1.5
+    assert load_translator(weights, strength=0.5).strength == 0.5
+    assert load_translator(write_weights(weights, None)).strength == 1
+    assert load_translator(write_weights(weights, None, {"ba": 2})).strength == 1
+
+
+@pytest.mark.parametrize("strength", [{"ab": -0.1}, {"ab": 3.1}, {"ab": float("nan")}, {"ab": True}, {"b": 1}, 2, "x"])
+def test_an_invalid_strength_in_a_file_is_an_error(strength: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the strength must be a number between 0 and 3 for each of ab and ba"):
+        load_translator(write_weights(tmp_path / "w.safetensors", None, strength))
+
+
+def test_the_command_line_sets_the_strength(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
+    photograph(1).save(tmp_path / "a.png")
+    seen: list[float] = []
+
+    def note(image: Tensor, translation: Tensor, strength: float) -> Tensor:
+        seen.append(strength)
+        return translation
+
+    monkeypatch.setattr("translate.blend", note)
+    flags = [str(tmp_path / "a.png"), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    for strength in ([], ["--strength", "0"], ["--strength", "2.5"]):
+        assert main([*flags, *strength]) == 0
+    assert seen == [1, 0, 2.5]

@@ -48,6 +48,7 @@ ENTRIES = {
     "data": Entry(),  # fingerprints of the training images of "a" and "b"
     "template": Entry(required=False),  # where faces' landmarks lie in the training images; None without faces
     "best_score": Entry(required=False),  # of the evaluations so far; None without any
+    "strength": Entry(required=False),  # the best strength of each direction, "ab" and "ba"; None where not measured
     "others": Entry(required=False),  # the per-process entries of all processes but the first
 }
 MODEL_ENTRIES = [name for name, entry in ENTRIES.items() if entry.of_model]

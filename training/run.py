@@ -37,6 +37,7 @@ class Run:
         step: finished steps; the position in the epoch, the learning rate and the loss weights follow from it.
         template: where faces' landmarks lie in the training images; None for images of other things.
         best_score: of the evaluations so far; None before the first.
+        strength: the best strength of translations by direction, "ab" and "ba"; None where nobody has measured it.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Run:
     step: int = 0
     template: Template | None = None
     best_score: float | None = None
+    strength: dict[str, float] | None = None
 
     # --- What follows from the step
 
@@ -131,6 +133,7 @@ class Run:
             checkpoint.restore_random_state(saved["random"])
             self.step = int(saved["step"])
             self.template = saved.get("template")
+            self.strength = saved.get("strength")
             self.best_score = None if saved.get("best_score") is None else float(saved["best_score"])
             if self.step < 0:
                 raise IndexError(f"a negative step: {self.step}")
@@ -177,6 +180,7 @@ class Run:
             "data": self.data,
             "template": self.template,
             "best_score": self.best_score,
+            "strength": self.strength,
         }
         return own | model.state_dict()
 

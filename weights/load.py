@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from config import Config, from_dict, to_dict
-from generator_model import Generator
+from generator_model import MAX_STRENGTH, Generator
 from training.checkpoint import CheckpointError, newest_checkpoint, read_checkpoint, saved_config
 from utils import Template, UserError, atomic_write, printable
 from weights.safetensors_file import read_generators, write_generators
@@ -31,12 +32,18 @@ class Weights:
         generators: networks by direction, on the CPU, in evaluation mode. Imported files may hold only one direction.
         config: the configuration that they were trained with.
         template: where the landmarks of faces are in the training images; None if the images do not show faces.
+        strengths: the best strength of translations by direction, where somebody has measured it.
     """
 
     path: Path
     generators: dict[Direction, Generator]
     config: Config
     template: Template | None
+    strengths: dict[Direction, float] = field(default_factory=dict)
+
+    def strength(self, direction: Direction) -> float:
+        """How much of its change a direction's generator should apply, see `generator_model.blend`; 1 by default."""
+        return self.strengths.get(direction, 1.0)
 
     def generator(self, direction: Direction) -> Generator:
         """The generator of one direction; UserError if the file does not hold it or its weights are not finite."""
@@ -70,15 +77,16 @@ def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
     if path.suffix == ".safetensors":
         if not ema:
             raise UserError(f"{printable(path)} holds only the averaged weights; give a checkpoint for the raw ones")
-        config, states, template = _read_safetensors(path)
+        config, states, template, strength = _read_safetensors(path)
     else:
         saved = _read_run_or_checkpoint(path)
         prefix = "ema_gen_" if ema else "gen_"
         config = _config_in(saved, path)
         template = saved.get("template")
+        strength = saved.get("strength")
         states = {direction: saved[prefix + direction] for direction in DIRECTIONS}
     generators = {direction: _build(config, state, path, f"gen_{direction}") for direction, state in states.items()}
-    return Weights(path, generators, config, _checked_template(template, path))
+    return Weights(path, generators, config, _checked_template(template, path), _checked_strength(strength, path))
 
 
 def load_generator(path: str | os.PathLike[str], direction: Direction, *, ema: bool = True) -> Generator:
@@ -86,20 +94,28 @@ def load_generator(path: str | os.PathLike[str], direction: Direction, *, ema: b
     return load_weights(path, ema=ema).generator(direction)
 
 
-def export_weights(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+def export_weights(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    strength: Mapping[Direction, float] | None = None,
+) -> None:
     """Write the averaged weights of both generators to a .safetensors file.
 
     Args:
         source: a run's folder or a checkpoint, as for `load_weights`.
         target: the .safetensors file, which is replaced only when the new one is complete.
+        strength: the best strength of each direction, 0 to 3, which translate.py then uses; None keeps the source's.
 
     Raises:
-        UserError: `source` cannot be loaded, or `target` cannot be written.
+        UserError: `source` cannot be loaded, `target` cannot be written, or a strength is out of range.
     """
     saved = _read_run_or_checkpoint(Path(source))
+    strengths = _checked_strength(saved.get("strength") if strength is None else strength, Path(source))
     generators = {f"gen_{direction}": saved[f"ema_gen_{direction}"] for direction in DIRECTIONS}
     with atomic_write(Path(target)) as temporary:
-        write_generators(temporary, generators, to_dict(_config_in(saved, Path(source))), saved.get("template"))
+        write_generators(temporary, generators, config=to_dict(_config_in(saved, Path(source))),
+                         template=saved.get("template"), strength=strengths or None)  # fmt: skip
 
 
 def _build(config: Config, state: dict[str, Tensor], path: Path, name: str) -> Generator:
@@ -134,6 +150,21 @@ def _checked_template(template: Any, path: Path) -> Template | None:
     return landmarks
 
 
+def _checked_strength(strength: Any, path: Path) -> dict[Direction, float]:
+    """Strengths by direction; CheckpointError unless they are None or numbers between 0 and MAX_STRENGTH."""
+    if strength is None:
+        return {}
+    values = dict(strength) if isinstance(strength, Mapping) else {"": strength}
+    for direction, value in values.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if direction not in DIRECTIONS or not is_number or not 0 <= value <= MAX_STRENGTH:  # False for NaN, too
+            raise CheckpointError(
+                f"{printable(path)}: the strength must be a number between 0 and {MAX_STRENGTH:g} for each of ab "
+                f"and ba, got {str(strength)[:200]}"
+            )
+    return {direction: float(values[direction]) for direction in DIRECTIONS if direction in values}
+
+
 def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, or the newest intact one of a run."""
     if not path.is_dir():
@@ -144,14 +175,15 @@ def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _read_safetensors(path: Path) -> tuple[Config, dict[Direction, dict[str, Tensor]], Any]:
-    """Read the configuration, the generators' weights by direction, and the unchecked template."""
+def _read_safetensors(path: Path) -> tuple[Config, dict[Direction, dict[str, Tensor]], Any, Any]:
+    """Read the configuration, the generators' weights by direction, and the unchecked template and strength."""
     try:
-        states, values, template = read_generators(path)
-        config = from_dict(values)
+        content = read_generators(path)
+        config = from_dict(content.config)
     except Exception as error:  # a damaged or malicious file can make the parsers raise anything
         raise CheckpointError(f"{printable(path)} does not hold weights of this program: {error!r}") from error
+    states = content.generators
     found = {direction: states[f"gen_{direction}"] for direction in DIRECTIONS if f"gen_{direction}" in states}
     if not found:
         raise CheckpointError(f"{printable(path)} does not hold a generator")
-    return config, found, template
+    return config, found, content.template, content.strength
