@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import Tiny, make_image, train_here
 from torch import Tensor
 
 import train
-from training.health import WINDOW, symptoms_in_images, symptoms_in_losses
+from training.health import MAX_PEAK, WINDOW, periodic_pattern, symptoms_in_images, symptoms_in_losses
 from utils import image_to_tensor
 
 Translate = Callable[[Tensor], Tensor]
@@ -56,6 +57,45 @@ def test_translations_that_invert_colours_cause_a_warning() -> None:
 
 def test_translations_that_hide_their_input_cause_a_warning() -> None:
     assert symptoms_of(lambda x: x + 0.05 * NOISE, lambda x: x - 0.05 * NOISE) == ["a to b hides its input"]
+
+
+def wave(row_period: float, column_period: float, grey_levels: float, side: int = 32) -> Tensor:
+    """Stripes or a grid, (side, side); an infinite period leaves that axis alone."""
+    row, column = torch.arange(side)[:, None], torch.arange(side)[None, :]
+    return grey_levels / 127.5 * torch.cos(2 * torch.pi * (row / row_period + column / column_period))
+
+
+@pytest.mark.parametrize(
+    ("row_period", "column_period", "reported"),
+    [(2, float("inf"), "2.0"), (float("inf"), 4, "4.0"), (2, 2, "2.0"), (3, float("inf"), "2.9")],
+)
+def test_stripes_or_a_grid_in_translations_cause_a_warning_with_the_period(
+    row_period: float, column_period: float, reported: str
+) -> None:
+    real, pattern = smooth_images(), wave(row_period, column_period, 8)
+    fake = real * 0.8 + 0.1 + pattern
+    (symptom,) = symptoms_in_images("a to b", real=real, fake=fake, rec=real, progress=1.0)
+    assert symptom.name == "a to b has stripes"
+    assert f"a period of {reported} px" in symptom.observation
+
+
+def test_stripes_on_a_part_of_the_image_count_too() -> None:
+    real, pattern = smooth_images(6).repeat(1, 1, 2, 2), wave(2, float("inf"), 8, side=64)
+    pattern[:, :16] = pattern[:, 48:] = pattern[:16] = pattern[48:] = 0
+    assert periodic_pattern(real, real + pattern)[0] > MAX_PEAK
+
+
+def test_stripes_that_the_inputs_have_cause_no_warning() -> None:
+    striped = smooth_images() + wave(2, float("inf"), 8)
+    fake = striped * 0.8 + 0.1
+    assert list(symptoms_in_images("a to b", real=striped, fake=fake, rec=striped, progress=1.0)) == []
+
+
+def test_sharper_softer_and_noisier_translations_have_no_stripes() -> None:
+    real = smooth_images(6) + 0.03 * torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    soft = F.avg_pool2d(F.pad(real, [1] * 4, mode="reflect"), 3, 1)
+    for fake in (soft, real + (real - soft), real + 0.05 * NOISE[:1]):
+        assert periodic_pattern(real, fake)[0] < MAX_PEAK
 
 
 def test_a_single_sample_causes_no_warning_of_a_collapse() -> None:

@@ -21,6 +21,11 @@ MIN_SPREAD = 0.2  # Translations have collapsed if their spread, divided by that
 MIN_CORRELATION = -0.3  # Colours are inverted if rough input and rough translation correlate less than this.
 ROUGH_SIDE = 8  # Rough colours are means over squares with this side, px.
 MAX_FINE_CHANGE = 3.0  # Fine change, divided by rough change, above this hides the input if cycles restore it.
+BLOCK_SIDE = 32  # Spectra are of overlapping squares with this side, px, so that stripes on a part of the image count.
+LONGEST_PERIOD = 8  # What repeats with a longer period than this, px, may belong to the picture.
+NEIGHBOUR_BINS = 3  # Each frequency is compared with those up to this many bins away in both axes.
+MAX_PEAK = 3.0  # Power gained at one frequency, divided by that gained around it, above this is a periodic pattern.
+GREY_LEVEL = 1 / 127.5  # One of 256 grey levels, for images in [-1, 1].
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,46 @@ def symptoms_in_images(
             "way back",
             "lower --lambda-cycle, so that cycles need not restore every detail",
         )
+    peak, period = periodic_pattern(real, fake)
+    if peak > MAX_PEAK:
+        yield Symptom(
+            f"{direction} has stripes",
+            f"translations {direction} have stripes or a grid with a period of {period:.1f} px that their inputs lack",
+            "try --upsampling resize --disc-norm none --r1-gamma 1, or return to an earlier checkpoint",
+        )
+
+
+def periodic_pattern(real: Tensor, fake: Tensor) -> tuple[float, float]:
+    """How much more power one frequency has gained than those around it, and its period in px.
+
+    A translation may be sharper or softer than its input, which changes neighbouring frequencies alike. What repeats
+    every few px changes one frequency alone.
+
+    Args:
+        real, fake: inputs and their translations, (N, 3, H, W) in [-1, 1], with sides of at least BLOCK_SIDE px.
+    """
+    invisible = (GREY_LEVEL / 2) ** 2  # the power of a wave that is one grey level high
+    gain = (_spectrum(fake) + invisible) / (_spectrum(real) + invisible)  # (BLOCK_SIDE, BLOCK_SIDE)
+    offsets = range(-NEIGHBOUR_BINS, NEIGHBOUR_BINS + 1)
+    shifted = torch.stack([gain.roll((row, column), (0, 1)) for row in offsets for column in offsets])
+    around = shifted.median(dim=0).values  # (BLOCK_SIDE, BLOCK_SIDE)
+    frequencies = torch.fft.fftfreq(BLOCK_SIDE, device=gain.device).abs()  # (BLOCK_SIDE,), cycles per px
+    higher = torch.maximum(frequencies[:, None], frequencies)  # of both axes, (BLOCK_SIDE, BLOCK_SIDE)
+    peaks = torch.where(higher >= 1 / LONGEST_PERIOD, gain / around, 0).flatten()
+    highest = peaks.argmax()
+    return float(peaks[highest]), float(1 / higher.flatten()[highest])
+
+
+def _spectrum(images: Tensor) -> Tensor:
+    """Mean power at each frequency, (BLOCK_SIDE, BLOCK_SIDE); a wave of amplitude a has (a / 2)^2."""
+    grey = images.float().mean(dim=1, keepdim=True)  # (N, 1, H, W)
+    columns = F.unfold(grey, BLOCK_SIDE, stride=BLOCK_SIDE // 2)  # (N, BLOCK_SIDE^2, blocks)
+    blocks = columns.transpose(1, 2).reshape(-1, BLOCK_SIDE, BLOCK_SIDE)
+    window = torch.hann_window(BLOCK_SIDE, device=images.device)
+    weights = torch.outer(window, window)
+    waves = torch.fft.fft2((blocks - blocks.mean(dim=(1, 2), keepdim=True)) * weights) / weights.sum()
+    power: Tensor = waves.abs().square().mean(dim=0)
+    return power
 
 
 def _spread(images: Tensor) -> float:
