@@ -116,6 +116,51 @@ def ssim(images: Tensor, truth: Tensor) -> np.ndarray:
     return per_image
 
 
+def sharpness(images: Tensor, inputs: Tensor) -> np.ndarray:
+    """The sharpness of images divided by that of their inputs, (N,): the variances of the Laplacian of grey values.
+
+    Args:
+        images, inputs: (N, 3, H, W) in [-1, 1]. An input without any detail gives NaN.
+    """
+    own, original = (_laplacian(batch).var(dim=(1, 2, 3)).double().cpu().numpy() for batch in (images, inputs))
+    ratios: np.ndarray = np.divide(own, original, out=np.full_like(own, np.nan), where=original > 0)
+    return ratios
+
+
+def _laplacian(images: Tensor) -> Tensor:
+    """The Laplacian (N, 1, H - 2, W - 2) of the grey values of images (N, 3, H, W)."""
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).to(images)
+    return F.conv2d(images.mean(dim=1, keepdim=True), kernel[None, None])
+
+
+def change_outside(images: Tensor, inputs: Tensor, inside: Tensor) -> np.ndarray:
+    """The mean |change| outside a region divided by that inside, (N,); NaN where nothing changes inside.
+
+    Args:
+        images, inputs: (N, 3, H, W) in [-1, 1].
+        inside: the region, (H, W) bool.
+    """
+    change = (images - inputs).abs().mean(dim=1).double()  # (N, H, W)
+    within, beyond = (change[:, region].mean(dim=1).cpu().numpy() for region in (inside, ~inside))
+    ratios: np.ndarray = np.divide(beyond, within, out=np.full_like(within, np.nan), where=within > 0)
+    return ratios
+
+
+def rank_one(embeddings: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """1 where the original nearest by cosine, among all of them, has the same index, else 0; (N,) float64.
+
+    Args:
+        embeddings, originals: (N, d) of unit length, of translations and of their inputs. A row of NaN means that no
+            face was found. Such a translation counts as 0; such an original is left out, and its translation gets NaN.
+    """
+    similarities = embeddings @ originals.T  # (N, N)
+    nearest: np.ndarray = np.where(np.isnan(similarities), -np.inf, similarities).argmax(axis=1)
+    has_face = ~np.isnan(embeddings[:, 0])
+    right: np.ndarray = (has_face & (nearest == np.arange(len(originals)))).astype(np.float64)
+    right[np.isnan(originals[:, 0])] = np.nan
+    return right
+
+
 def kernel_distance(features: np.ndarray, reference: np.ndarray) -> Estimate | None:
     """How differently two sets of features are distributed: squared maximum mean discrepancy (Gretton et al. 2012).
 

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.metrics import Estimate, bootstrap, kernel_distance, mean_absolute_error, ssim, translate_in_batches
+from evaluation.metrics import (
+    Estimate,
+    bootstrap,
+    change_outside,
+    kernel_distance,
+    mean_absolute_error,
+    rank_one,
+    sharpness,
+    ssim,
+    translate_in_batches,
+)
 
 
 def test_the_mean_absolute_error_is_on_the_scale_of_images_in_zero_to_one() -> None:
@@ -101,3 +111,32 @@ def test_the_kernel_distance_is_near_zero_for_equal_distributions_and_grows_with
     assert abs(same.value) < 0.05
     assert same_high < near_low < near_high < far_low
     assert kernel_distance(x[:1], y) is None
+
+
+def test_sharpness_grows_with_the_square_of_the_contrast() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 16, 16) - 0.5
+    assert sharpness(images, images) == pytest.approx(1)
+    assert sharpness(2 * images + 0.1, images) == pytest.approx(4, rel=1e-4)
+    smooth = torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1)
+    assert sharpness(smooth, images).max() < 0.3
+    assert np.isnan(sharpness(images[:1], torch.zeros(1, 3, 16, 16))).all()
+
+
+def test_the_change_outside_is_divided_by_that_inside() -> None:
+    inside = torch.zeros(8, 8, dtype=torch.bool)
+    inside[2:6, 2:6] = True
+    images = torch.zeros(1, 3, 8, 8)
+    assert change_outside(images + 0.1 + 0.3 * inside, images, inside) == pytest.approx(0.25)
+    assert change_outside(images + 0.3 * inside, images, inside) == pytest.approx(0)
+    assert np.isnan(change_outside(images, images, inside)).all()
+
+
+def test_rank_one_needs_the_nearest_of_all_originals() -> None:
+    originals = np.eye(4)
+    translations = np.array([[0.9, 0.4, 0, 0], [0.9, 0.4, 0, 0], [0, 0, 1, 0], [np.nan] * 4])
+    assert rank_one(translations, originals).tolist() == [1, 0, 1, 0]
+    originals[0] = np.nan  # this face was not found: nothing can be nearest to it
+    right = rank_one(translations, originals)
+    assert np.isnan(right[0])
+    assert right[1:].tolist() == [1, 1, 0]
