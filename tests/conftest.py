@@ -44,6 +44,12 @@ def make_folders(root: Path, num_a: int = 6, num_b: int = 4) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps suffice where the domain classifier is not what is tested."""
+    monkeypatch.setattr("evaluation.classifier.MIN_STEPS", 20)
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return make_folders(tmp_path / "data")

@@ -19,7 +19,7 @@ ROOMS: dict[str, set[str]] = {  # by room, a file or a package: what of ours it 
     "dataset": {"config", "utils", "photos"},
     "training": {"config", "utils", "generator_model", "discriminator_model"},
     "weights": {"config", "utils", "generator_model", "training.checkpoint"},
-    "evaluation": {"utils", "photos", "weights"},
+    "evaluation": {"utils", "photos", "training.diff_augment", "weights"},
 }
 ENTRY_POINTS: dict[str, set[str]] = {  # they may import all rooms, and of each other only these
     "train": set(),

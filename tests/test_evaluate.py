@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import evaluate
 from evaluate import Domain, Task, main
 from evaluation import report
-from evaluation.scorers import Scorers, train_domain_classifier
+from evaluation.classifier import train_domain_classifier
+from evaluation.scorers import Scorers
 
 
 class Shift(nn.Module):

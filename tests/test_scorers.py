@@ -14,13 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from dataset import DEMO_ZIP
-from evaluation.scorers import (
-    FaceEmbedder,
-    cosines,
-    inception_features,
-    predicts_b,
-    train_domain_classifier,
-)
+from evaluation.classifier import predicts_b, resize, train_domain_classifier
+from evaluation.scorers import FaceEmbedder, cosines, inception_features
 from utils import UserError, image_to_tensor
 
 
@@ -36,8 +31,12 @@ def rendered(domain: str, numbers: range, side: int = 64) -> Tensor:
     return torch.stack(list(images()))
 
 
-def test_the_domain_classifier_learns_to_separate_the_domains_and_reports_its_accuracy() -> None:
-    classifier, accuracy = train_domain_classifier(rendered("european", range(100)), rendered("asian", range(100)))
+def test_the_domain_classifier_learns_to_separate_the_domains_and_reports_its_accuracy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("evaluation.classifier.MIN_STEPS", 400)
+    images = (rendered("european", range(100)), rendered("asian", range(100)))
+    classifier, accuracy = train_domain_classifier(*images, num_networks=1)
     assert accuracy > 0.9
     new_a, new_b = rendered("european", range(200, 230)), rendered("asian", range(200, 230))
     assert predicts_b(classifier, new_a).mean() < 0.2
@@ -47,7 +46,7 @@ def test_the_domain_classifier_learns_to_separate_the_domains_and_reports_its_ac
 
 def test_the_accuracy_is_low_when_the_domains_do_not_differ() -> None:
     torch.manual_seed(0)
-    _, accuracy = train_domain_classifier(torch.rand(40, 3, 16, 16), torch.rand(40, 3, 16, 16))
+    _, accuracy = train_domain_classifier(torch.rand(40, 3, 16, 16), torch.rand(40, 3, 16, 16), num_networks=1)
     assert accuracy < 0.85
 
 
@@ -56,7 +55,16 @@ def test_training_the_classifier_is_reproducible_and_keeps_the_random_state() ->
     state = torch.get_rng_state()
     first, second = (train_domain_classifier(images[0], images[1])[0] for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first.last.weight, second.last.weight)
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+def test_the_classifiers_logit_is_the_mean_of_three_networks_that_differ() -> None:
+    images = torch.rand(2, 10, 3, 16, 16)
+    classifier, _ = train_domain_classifier(images[0], images[1])
+    logits = torch.stack([network(resize(images[0])) for network in classifier.networks])
+    assert len(logits) == 3
+    assert logits.std(dim=0).min() > 0
+    torch.testing.assert_close(classifier(images[0]), logits.mean(dim=0))
 
 
 def test_embeddings_of_one_person_are_closer_than_those_of_strangers() -> None:

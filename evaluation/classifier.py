@@ -1,0 +1,138 @@
+"""A classifier of domains: how many translations does it assign to the target?"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.diff_augment import blur, draw_blur
+
+NUM_NETWORKS = 3  # The logits of this many networks are averaged, because each errs where its seed led it.
+SIDE = 64  # Inputs are resized to this side, px.
+CHANNELS = 24  # A network's first layer has this many channels.
+EPOCHS = 20  # Each network is trained for this many passes over the larger domain,
+MIN_STEPS = 400  # but for at least this many steps,
+BATCH_SIZE = 32  # on batches of this many images, half of them from each domain,
+LEARNING_RATE = 2e-3  # with Adam at this learning rate.
+MAX_SHIFT = 4  # Training images are shifted by up to this, px,
+MAX_CONTRAST = 0.2  # their contrast changes by up to this fraction,
+MAX_BRIGHTNESS = 0.1  # their brightness by up to this, for images in [-1, 1],
+MAX_BLUR = 1.0  # and half of the batches are blurred, with a sigma of up to this, px.
+HELD_OUT = 5  # Every fifth training image is held out to measure the accuracy.
+
+
+class DomainClassifier(nn.Module):
+    """Small convolutional networks that predict an image's domain, and whose logits are averaged."""
+
+    def __init__(self, num_networks: int = NUM_NETWORKS) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(DomainNetwork() for _ in range(num_networks))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N,) of images (N, 3, H, W) in [-1, 1]; a positive logit predicts domain b."""
+        small = resize(images)  # (N, 3, SIDE, SIDE)
+        return torch.stack([network(small) for network in self.networks]).mean(dim=0)  # (N,)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> np.ndarray:
+        """The first network's features (N, d), float64, of images (N, 3, H, W) in [-1, 1], computed in batches."""
+        first = self.networks[0]
+        assert isinstance(first, DomainNetwork)
+        features = torch.cat([first.pooled(resize(batch)) for batch in torch.split(images, BATCH_SIZE)])
+        return features.double().cpu().numpy()
+
+
+class DomainNetwork(nn.Module):
+    """One network of the classifier; it takes images (N, 3, SIDE, SIDE) in [-1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, CHANNELS, 2 * CHANNELS, 4 * CHANNELS, 4 * CHANNELS]
+        layers: list[nn.Module] = []
+        for in_channels, out_channels in pairwise(widths):
+            layers.append(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1))
+            layers.append(nn.GroupNorm(8, out_channels))
+            layers.append(nn.ReLU(True))
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Linear(widths[-1], 1)
+
+    def pooled(self, small: Tensor) -> Tensor:
+        """The features (N, d), averaged over all positions."""
+        features: Tensor = self.layers(small).mean(dim=(2, 3))  # (N, d)
+        return features
+
+    def forward(self, small: Tensor) -> Tensor:
+        """The logits (N,)."""
+        logits: Tensor = self.last(self.pooled(small))[:, 0]  # (N,)
+        return logits
+
+
+def resize(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) with sides of SIDE px."""
+    return F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+
+
+def train_domain_classifier(
+    images_a: Tensor, images_b: Tensor, *, seed: int = 0, num_networks: int = NUM_NETWORKS
+) -> tuple[DomainClassifier, float]:
+    """Train a classifier that separates domains a and b on real images, and measure it on held-out ones.
+
+    The same images and seed give the same classifier, and torch's global random state does not change.
+
+    Args:
+        images_a, images_b: training images (N, 3, H, W) in [-1, 1] of domains a and b, at least two of each.
+        seed: seeds the weights, the batches and the augmentation.
+        num_networks: how many networks to average.
+
+    Returns:
+        The classifier, frozen and in evaluation mode, and its accuracy on held-out images: the mean of both domains'.
+    """
+    train_a, train_b = (images[torch.arange(len(images)) % HELD_OUT != 0] for images in (images_a, images_b))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too, which are not restored
+        classifier = DomainClassifier(num_networks).to(images_a.device)
+        for network in classifier.networks:
+            _train_network(network, resize(train_a), resize(train_b))
+    classifier.eval().requires_grad_(False)
+    accuracy_a = 1 - predicts_b(classifier, images_a[::HELD_OUT]).mean()
+    accuracy_b = predicts_b(classifier, images_b[::HELD_OUT]).mean()
+    return classifier, float((accuracy_a + accuracy_b) / 2)
+
+
+def _train_network(network: nn.Module, small_a: Tensor, small_b: Tensor) -> None:
+    """Train a network on random images of both domains, equally many in each batch."""
+    half = BATCH_SIZE // 2
+    labels = torch.cat([torch.zeros(half), torch.ones(half)]).to(small_a.device)
+    steps_per_epoch = max(len(small_a), len(small_b)) // half + 1
+    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
+    for _ in range(max(MIN_STEPS, EPOCHS * steps_per_epoch)):
+        batch = torch.cat([images[torch.randint(len(images), (half,))] for images in (small_a, small_b)])
+        optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(network(_augment(batch)), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def _augment(images: Tensor) -> Tensor:
+    """Change images (N, 3, H, W) at random, so that the networks do not learn trivial differences of the folders.
+
+    Shift and blur are drawn once for the batch, flip, contrast and brightness for each image.
+    """
+    count, _, height, width = images.shape
+    top, left = torch.randint(0, 2 * MAX_SHIFT + 1, (2,)).tolist()
+    padded = F.pad(images, [MAX_SHIFT] * 4, mode="reflect")
+    images = padded[..., top : top + height, left : left + width]
+    flip, contrast, brightness = torch.rand(3, count, 1, 1, 1).to(images.device)
+    images = torch.where(flip < 0.5, images.flip(3), images)
+    images = images * (1 + MAX_CONTRAST * (2 * contrast - 1)) + MAX_BRIGHTNESS * (2 * brightness - 1)
+    return blur(images, draw_blur(MAX_BLUR))
+
+
+@torch.no_grad()
+def predicts_b(classifier: DomainClassifier, images: Tensor) -> np.ndarray:
+    """1 for each image (N, 3, H, W) in [-1, 1] that the classifier assigns to domain b, else 0; (N,) float64."""
+    logits = torch.cat([classifier(batch) for batch in torch.split(images, BATCH_SIZE)])
+    return (logits > 0).double().cpu().numpy()
