@@ -9,8 +9,9 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,47 +20,34 @@ from tqdm import tqdm
 
 from config import Config
 from dataset import find_images, load_images
-from evaluation.classifier import predicts_b
-from evaluation.metrics import Estimate, absolute_errors, bootstrap, kernel_distance, ssim, translate_in_batches
-from evaluation.report import Row, draw_curves, evaluation_table, ranking_table
-from evaluation.scorers import INCEPTION, Scorers, cosines, frechet_distance, load_scorers
+from evaluation.metrics import absolute_errors, ssim, translate_in_batches
+from evaluation.report import (
+    MISSING_PLOT,
+    Row,
+    draw_curves,
+    evaluation_table,
+    has_matplotlib,
+    plot_strengths,
+    ranking_table,
+)
+from evaluation.scorers import Scorers, cosines, load_scorers
+from evaluation.scoring import (
+    Domain,
+    Task,
+    best_strength,
+    classifier_rate,
+    compare_with_inputs,
+    estimates,
+    score,
+    strength_curve,
+)
 from evaluation.validation import Validation
+from generator_model import MAX_STRENGTH, blend
 from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoints, newest_checkpoint, saved_config
 from utils import UserError, atomic_write, command, image_grid, pick_device, printable, tensor_to_image
 from weights.load import DIRECTIONS, OTHER, Direction, Weights, load_weights
 
 SHEET_ROWS = 3  # A sheet holds this many of the best, of the median and of the worst translations.
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The images of one domain, (N, 3, H, W) in [-1, 1]."""
-
-    name: str
-    train: Tensor
-    test: Tensor
-
-    @property
-    def halves(self) -> tuple[Tensor, Tensor]:
-        """All images, training and test, in two halves: a reference, and real images to compare with it."""
-        images = torch.cat([self.train, self.test])
-        return images[::2], images[1::2]
-
-
-@dataclass(frozen=True)
-class Task:
-    """Translate the test images of one domain to another.
-
-    Attributes:
-        direction: the direction from `source` to `target`.
-        source, target: the two domains.
-        paired: whether their test images with the same index are true translations of each other.
-    """
-
-    direction: Direction
-    source: Domain
-    target: Domain
-    paired: bool
 
 
 def load_domains(config: Config, device: torch.device, *, paired: bool) -> tuple[Domain, Domain]:
@@ -96,12 +84,13 @@ def evaluate(
 
     Returns:
         Rows by name: "this model"; "no change", which scores the inputs as if they were translations; and "real
-        against real", which scores one half of the target domain against the other. The model's values mean little
-        without these two. And a sheet of examples, (3, H', W') in [-1, 1]: inputs, translations, cycle reconstructions.
+        against real", which scores one half of the target domain against the other, but reads only test images, since
+        the classifier was trained on the others. The model's values mean little without these two. And a sheet of
+        examples, (3, H', W') in [-1, 1]: inputs, translations, cycle reconstructions.
     """
     # Translate the test images and translate the results back.
     real = task.source.test
-    fake = translate_in_batches(generators[task.direction], real)
+    fake = blend(real, translate_in_batches(generators[task.direction], real), task.strength)
     rec = translate_in_batches(generators[OTHER[task.direction]], fake)
 
     # Score the translations and, for comparison, the unchanged inputs and real images of the target domain.
@@ -110,10 +99,11 @@ def evaluate(
     embeddings = scorers.identity(real) if scorers.identity else None
     model = score(fake, task, scorers=scorers, input_embeddings=embeddings, truth=truth)
     model |= estimates(cycle_l1=absolute_errors(rec, real), cycle_ssim=ssim(rec, real))
+    model |= compare_with_inputs(fake, real)
     rows = {
         "this model": model,
         "no change": score(real, task, scorers=scorers, input_embeddings=embeddings, truth=truth),
-        "real against real": score(real_target, task, scorers=scorers),
+        "real against real": score(real_target, task, scorers=scorers) | classifier_rate(task, scorers=scorers),
     }
 
     # Choose examples: those that keep the identity best, those in the middle, and those that keep it least.
@@ -123,55 +113,6 @@ def evaluate(
     middle = max(0, len(order) // 2 - SHEET_ROWS // 2)
     chosen = [*order[:SHEET_ROWS], *order[middle : middle + SHEET_ROWS], *order[-SHEET_ROWS:]]
     return rows, image_grid([real[chosen], fake[chosen], rec[chosen]])
-
-
-def score(
-    images: Tensor,
-    task: Task,
-    *,
-    scorers: Scorers,
-    input_embeddings: np.ndarray | None = None,
-    truth: Tensor | None = None,
-) -> Row:
-    """Score images (N, 3, H, W) in [-1, 1] as translations to the target domain.
-
-    Args:
-        images: translations, or other images to compare them with.
-        task: the target domain.
-        scorers: the networks that score the images.
-        input_embeddings: (N, d), the embedded faces of the images' inputs; None leaves out the identity.
-        truth: (N, 3, H, W) in [-1, 1], the ground truth of each image; None leaves out the errors.
-    """
-    is_b = predicts_b(scorers.domain, images)
-    row = estimates(domain=is_b if task.direction == "ab" else 1 - is_b)
-    if scorers.identity:
-        embeddings = scorers.identity(images)
-        row |= estimates(face_found=1.0 - np.isnan(embeddings[:, 0]))
-        if input_embeddings is not None:
-            strangers = np.roll(input_embeddings, 1, axis=0)  # pairs each image with the input before its own
-            row |= estimates(identity=cosines(input_embeddings, embeddings), strangers=cosines(strangers, embeddings))
-    if truth is not None:
-        row |= estimates(truth_l1=absolute_errors(images, truth), truth_ssim=ssim(images, truth))
-    reference, _ = task.target.halves
-    return row | distances(images, reference, scorers=scorers)
-
-
-def distances(images: Tensor, reference: Tensor, *, scorers: Scorers) -> Row:
-    """The distances between the distributions of two sets of images, (N, 3, H, W) and (M, 3, H, W) in [-1, 1]."""
-    found = {"feature_distance": kernel_distance(scorers.domain.embed(images), scorers.domain.embed(reference))}
-    if scorers.features:
-        features, reference_features = scorers.features(images), scorers.features(reference)
-        found["kid"] = kernel_distance(features, reference_features)
-        if scorers.features_name == INCEPTION:
-            fid = frechet_distance(features, reference_features)
-            found["fid"] = Estimate(fid, count=len(images))
-    return {key: distance for key, distance in found.items() if distance}
-
-
-def estimates(**values: np.ndarray) -> Row:
-    """Means of one value per image, with their intervals, by key; measures that no image has are left out."""
-    found = {key: bootstrap(numbers) for key, numbers in values.items()}
-    return {key: estimate for key, estimate in found.items() if estimate}
 
 
 # --- The command line
@@ -214,6 +155,28 @@ def rank_checkpoints(run_dir: Path, out: Path, *, data_dir: str | None, device: 
     return ranking_table(ranking)
 
 
+def report_strengths(generator: nn.Module, task: Task, *, scorers: Scorers, out: Path) -> tuple[str, dict[str, Any]]:
+    """Score weaker and stronger translations of one direction, and plot the shares over the strength.
+
+    Returns the table, and the values for the JSON file.
+    """
+    curve = strength_curve(generator, task, scorers=scorers)
+    best = best_strength(curve)
+    real = classifier_rate(task, scorers=scorers)
+    columns = {f"S = {strength:g}": row for strength, row in curve.items()} | {"real images": real}
+    if has_matplotlib():
+        with atomic_write(out / f"strength_{task.direction}.png") as temporary:
+            plot_strengths(temporary, curve, title=task.name, classifier_rate=real["domain"].value)
+    values = {f"{strength:g}": as_json(row) for strength, row in curve.items()}
+    table = evaluation_table(f"{task.name} by strength, of which {best:g} is best", columns)
+    return table, {"best_strength": best, "by_strength": values}
+
+
+def as_json(row: Row) -> dict[str, dict[str, float]]:
+    """A row's estimates as plain values."""
+    return {key: asdict(estimate) for key, estimate in row.items()}
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, with a line break at its end."""
     with atomic_write(path) as temporary:
@@ -227,12 +190,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--weights", type=Path, required=True, help="a run's folder, a checkpoint, or a .safetensors file")
     add("--data-dir", help="folder with train and test images (default: the one that the weights were trained on)")
     add("--direction", choices=("ab", "ba", "both"), default="both", help="what to evaluate (default: %(default)s)")
+    add("--strength", type=float, metavar="S", help="as in translate.py (default: what is stored with the weights)")
+    add(
+        "--no-curve",
+        action="store_true",
+        help="leave out weaker and stronger translations, which take most of the time",
+    )
     add("--out", type=Path, default=Path("evaluated"), help="folder to write to (default: %(default)s)")
     add("--inception-weights", metavar="PATH", help="weights for KID and FID (default: download them on first use)")
     add("--all-checkpoints", action="store_true", help="instead rank all checkpoints of a run by quick measures")
     add("--paired", action="store_true", help="test images of the same position are true translations of each other")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.strength is not None and not 0 <= args.strength <= MAX_STRENGTH:
+        parser.error(f"argument --strength: must be between 0 and {MAX_STRENGTH:g}, got {args.strength:g}")
+    return args
 
 
 def run(args: argparse.Namespace) -> str:
@@ -245,19 +217,27 @@ def run(args: argparse.Namespace) -> str:
     a, b = load_domains(config, device, paired=paired)
     scorers = load_scorers(a.train, b.train, inception_weights=args.inception_weights)
 
+    if not args.no_curve and not has_matplotlib():
+        scorers.missing += (MISSING_PLOT,)
+
     # Evaluate each direction, and save its sheet of examples.
-    sections = []
-    report = {"weights": str(args.weights), "data_dir": config.data_dir,
-              "classifier_accuracy": scorers.domain_accuracy, "missing": scorers.missing}  # fmt: skip
-    for task in (Task("ab", a, b, paired), Task("ba", b, a, paired)):
-        if args.direction in (task.direction, "both"):
+    sections: list[str] = []
+    report: dict[str, Any] = {"weights": str(args.weights), "data_dir": config.data_dir,
+                              "classifier_accuracy": scorers.domain_accuracy, "missing": scorers.missing}  # fmt: skip
+    sides: tuple[tuple[Direction, Domain, Domain], ...] = (("ab", a, b), ("ba", b, a))
+    for direction, source, target in sides:
+        if args.direction in (direction, "both"):
+            strength = weights.strength(direction) if args.strength is None else args.strength
+            task = Task(direction, source, target, paired, strength)
             rows, sheet = evaluate(weights.generators, task, scorers=scorers)
-            sections.append(evaluation_table(f"{task.source.name} to {task.target.name}", rows))
-            report[task.direction] = {
-                name: {key: asdict(estimate) for key, estimate in row.items()} for name, row in rows.items()
-            }
-            with atomic_write(args.out / f"sheet_{task.direction}.png") as temporary:
+            sections.append(evaluation_table(f"{task.name} at strength {strength:g}", rows))
+            report[direction] = {"strength": strength} | {name: as_json(row) for name, row in rows.items()}
+            with atomic_write(args.out / f"sheet_{direction}.png") as temporary:
                 tensor_to_image(sheet).save(temporary, "PNG")
+            if not args.no_curve:
+                table, values = report_strengths(weights.generators[direction], task, scorers=scorers, out=args.out)
+                sections.append(table)
+                report[direction] |= values
 
     # Write the tables, with the accuracy of the classifier and the reasons for missing measures.
     sections.append(f"The domain classifier is right on {100 * scorers.domain_accuracy:.0f} % of held-out real images.")

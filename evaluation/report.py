@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
@@ -11,14 +13,18 @@ from evaluation.scorers import INCEPTION
 
 Row = dict[str, Estimate]  # The estimates of one set of images by key; measures without a value are absent.
 Ranking = Mapping[int, Mapping[str, float]]  # The measures of each checkpoint of a run, by step and by name.
-TITLES = {  # The title of each measure by its key, and whether higher values are better.
+TITLES: dict[str, tuple[str, bool | None]] = {  # Each measure's title, and whether higher is better; None: 1 is best.
     "kid": ("KID", False),
     "fid": ("FID", False),
     "feature_distance": ("distance in the classifier's features", False),
+    "joint": ("read as target, at rank 1, face found", True),
     "domain": ("read as target", True),
+    "rank_one": ("rank 1: own original is nearest", True),
     "identity": ("identity (cosine)", True),
     "strangers": ("identity of strangers", False),
     "face_found": ("face found", True),
+    "sharpness": ("sharpness relative to the input", None),
+    "change_outside": ("change outside the face / inside", False),
     "cycle_l1": ("cycle L1", False),
     "cycle_ssim": ("cycle SSIM", True),
     "truth_l1": ("L1 to the truth", False),
@@ -28,6 +34,9 @@ CURVE_SIZE = (640, 140)  # A diagram and its caption are this wide and high, px.
 CAPTION_HEIGHT = 24  # A diagram's caption is this high, px.
 MARGIN = 8  # A diagram's box keeps this distance from the left, right and bottom edges, px.
 DOT_RADIUS = 3  # A dot of this radius marks each checkpoint, px.
+PLOTTED = ("joint", "domain", "rank_one", "identity", "face_found")  # These measures are plotted over the strength.
+PLOT_SIZE, PLOT_DPI = (6.4, 4.0), 120  # A plot is this wide and high, inches, at this many px per inch.
+MISSING_PLOT = "the plot over the strength needs matplotlib; run: pip install -r requirements-extra.txt"
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -50,7 +59,8 @@ def evaluation_table(title: str, rows: Mapping[str, Row], *, features_name: str 
         if key == "kid" and features_name != INCEPTION:
             name = f"kernel distance of {features_name}"
         if any(cells):
-            lines.append([f"{name}, {'higher' if higher_is_better else 'lower'} is better", *cells])
+            better = {True: "higher is better", False: "lower is better", None: "1 is best"}[higher_is_better]
+            lines.append([f"{name}, {better}", *cells])
     return f"### {title}\n\n{markdown_table(['', *rows], lines)}"
 
 
@@ -94,3 +104,34 @@ def _draw_curve(name: str, values: dict[int, float]) -> Image.Image:
     for x, y in points:
         draw.ellipse((x - DOT_RADIUS, y - DOT_RADIUS, x + DOT_RADIUS, y + DOT_RADIUS), fill="navy")
     return picture
+
+
+def has_matplotlib() -> bool:
+    """Whether matplotlib, which is optional, is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def plot_strengths(path: Path, curve: Mapping[float, Row], *, title: str, classifier_rate: float) -> None:
+    """Plot the measures of translations over their strength, with their intervals, to a PNG file.
+
+    Args:
+        path: the file to write.
+        curve: the estimates by strength.
+        title: the plot's title.
+        classifier_rate: the share of real images of the target domain that the classifier assigns to it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=PLOT_SIZE, dpi=PLOT_DPI, layout="constrained")
+    axes = figure.subplots()
+    for key in PLOTTED:
+        points = {strength: row[key] for strength, row in curve.items() if key in row}
+        if points:
+            (line,) = axes.plot([*points], [point.value for point in points.values()], marker="o", label=TITLES[key][0])
+            low, high = ([getattr(point, end) for point in points.values()] for end in ("low", "high"))
+            axes.fill_between([*points], low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+    axes.axhline(classifier_rate, color="grey", linestyle="--", label="read as target: real images")
+    axes.set(xlabel="strength S", ylabel="share of the test images; identity: cosine", ylim=(-0.02, 1.02), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, format="png")

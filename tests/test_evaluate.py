@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import evaluate
-from evaluate import Domain, Task, main
-from evaluation import report
+from evaluate import main
+from evaluation import report, scoring
 from evaluation.classifier import train_domain_classifier
 from evaluation.scorers import Scorers
+from evaluation.scoring import Domain, Task
 
 
 class Shift(nn.Module):
@@ -42,7 +43,22 @@ def dark_and_bright() -> tuple[Domain, Domain]:
 @pytest.fixture(scope="module")
 def scorers() -> Scorers:
     dark, bright = dark_and_bright()
-    return Scorers(*train_domain_classifier(dark.train, bright.train))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.classifier.MIN_STEPS", 20)
+        return Scorers(*train_domain_classifier(dark.train, bright.train))
+
+
+@pytest.fixture
+def scorers_with_identity(scorers: Scorers) -> Scorers:
+    return Scorers(scorers.domain, scorers.domain_accuracy, identity=pattern)  # type: ignore[arg-type]
+
+
+def pattern(images: Tensor) -> np.ndarray:
+    """Stands in for the identity: an image without its brightness and contrast; NaN where nothing remains."""
+    flat = images.flatten(1).double().numpy()
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    norm = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.where(norm > 1e-3, flat / np.maximum(norm, 1e-3), np.nan)
 
 
 def mean_colour(images: Tensor) -> np.ndarray:
@@ -75,6 +91,80 @@ def test_a_model_that_does_nothing_scores_like_its_inputs(scorers: Scorers) -> N
     assert "truth_l1" not in rows["this model"]
 
 
+def values_of(row: report.Row) -> dict[str, float]:
+    return {key: row[key].value for key in ("joint", "domain", "rank_one", "face_found")}
+
+
+def test_success_means_the_target_domain_and_the_same_person(scorers_with_identity: Scorers) -> None:
+    dark, bright = dark_and_bright()
+    task = Task("ab", dark, bright, paired=False)
+    rows, _ = evaluate.evaluate({"ab": Shift(0.8), "ba": Shift(-0.8)}, task, scorers=scorers_with_identity)
+    model, unchanged = rows["this model"], rows["no change"]
+    assert values_of(model) == {"joint": 1, "domain": 1, "rank_one": 1, "face_found": 1}
+    assert values_of(unchanged) == {"joint": 0, "domain": 0, "rank_one": 1, "face_found": 1}
+    assert model["sharpness"].value == pytest.approx(1, rel=1e-3)
+    assert model["change_outside"].value == pytest.approx(1, rel=1e-3)  # it changes all pixels alike
+
+
+def test_the_rate_of_the_classifier_is_measured_on_images_that_it_has_not_seen(scorers: Scorers) -> None:
+    dark, bright = dark_and_bright()
+    rows, _ = evaluate.evaluate({"ab": Shift(0), "ba": Shift(0)}, Task("ab", dark, bright, False), scorers=scorers)
+    rate = rows["real against real"]["domain"]
+    assert (rate.value, rate.count) == (1, len(bright.test))
+
+
+class Constant(nn.Module):
+    """A generator that returns the same image for every input."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.image = nn.Parameter(image)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.image.expand_as(x)
+
+
+def test_one_face_for_everybody_and_no_face_at_all_are_no_success(scorers_with_identity: Scorers) -> None:
+    dark, bright = dark_and_bright()
+    task = Task("ab", dark, bright, paired=False)
+    for image, expected in (
+        (bright.test[3:4], {"joint": 1 / 12, "domain": 1, "rank_one": 1 / 12, "face_found": 1}),
+        (torch.full((1, 3, 16, 16), 0.4), {"joint": 0, "domain": 1, "rank_one": 0, "face_found": 0}),
+    ):
+        rows, _ = evaluate.evaluate({"ab": Constant(image), "ba": Shift(0)}, task, scorers=scorers_with_identity)
+        assert values_of(rows["this model"]) == pytest.approx(expected)
+
+
+def test_the_strength_applies_to_the_evaluated_translations(scorers: Scorers) -> None:
+    dark, bright = dark_and_bright()
+    rows, _ = evaluate.evaluate(
+        {"ab": Shift(0.8), "ba": Shift(-0.8)}, Task("ab", dark, bright, False, strength=0.0), scorers=scorers
+    )
+    assert rows["this model"]["domain"] == rows["no change"]["domain"]
+
+
+def test_the_curve_scores_weaker_and_stronger_translations(scorers_with_identity: Scorers) -> None:
+    dark, bright = dark_and_bright()
+    task = Task("ab", dark, bright, paired=False)
+    curve = scoring.strength_curve(Shift(0.4), task, scorers=scorers_with_identity)
+    shares = [row["domain"].value for row in curve.values()]
+    assert tuple(curve) == scoring.STRENGTHS
+    assert shares[0] == 0  # no change
+    assert shares[-1] == 1
+    assert shares == sorted(shares)
+    best = scoring.best_strength(curve)
+    assert curve[best]["joint"].value == max(row["joint"].value for row in curve.values())
+    assert all(row["joint"].value < curve[best]["joint"].value for strength, row in curve.items() if strength < best)
+
+
+def test_the_curve_is_plotted(scorers: Scorers, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is in requirements-extra.txt")
+    dark, bright = dark_and_bright()
+    curve = scoring.strength_curve(Shift(0.4), Task("ab", dark, bright, paired=False), scorers=scorers)
+    report.plot_strengths(tmp_path / "curve.png", curve, title="dark to bright", classifier_rate=0.95)
+    assert Image.open(tmp_path / "curve.png").size == (768, 480)
+
+
 def test_features_other_than_inceptions_are_named_in_the_table_and_not_called_kid_or_fid(scorers: Scorers) -> None:
     dark, bright = dark_and_bright()
     with_features = Scorers(scorers.domain, scorers.domain_accuracy, features=mean_colour, features_name="mean colour")
@@ -99,10 +189,21 @@ def test_the_command_writes_tables_a_json_file_and_sheets(tmp_path: Path, capsys
     assert "Left out: KID and FID need" in printed
     saved = json.loads((out / "evaluation.json").read_text())
     for direction in ("ab", "ba"):
-        assert set(saved[direction]) == {"this model", "no change", "real against real"}
+        assert set(saved[direction]) == {
+            "strength", "this model", "no change", "real against real", "best_strength", "by_strength"
+        }  # fmt: skip
+        assert saved[direction]["strength"] == 1
+        assert saved[direction]["best_strength"] in scoring.STRENGTHS
+        assert [*saved[direction]["by_strength"]] == ["0", "0.5", "1", "1.5", "2", "2.5", "3"]
         assert saved[direction]["this model"]["cycle_l1"]["count"] in (10, 12)
         assert (out / f"sheet_{direction}.png").exists()
     assert (out / "evaluation.md").read_text() in printed
+
+
+def test_a_strength_out_of_range_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--weights", "run", "--strength", "3.5"])
+    assert "--strength: must be between 0 and 3, got 3.5" in capsys.readouterr().err
 
 
 def test_missing_weights_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,165 @@
+"""Score translations of one direction: the task, the measures of a set of images, and the curve over the strength."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from evaluation.classifier import predicts_b
+from evaluation.metrics import (
+    Estimate,
+    absolute_errors,
+    bootstrap,
+    change_outside,
+    kernel_distance,
+    rank_one,
+    sharpness,
+    ssim,
+    translate_in_batches,
+)
+from evaluation.report import Row
+from evaluation.scorers import INCEPTION, Scorers, cosines, frechet_distance
+from generator_model import blend
+from photos.crops import paste_mask
+from weights.load import Direction
+
+STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # Translations are scored at these strengths.
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The images of one domain, (N, 3, H, W) in [-1, 1]."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+
+    @property
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """All images, training and test, in two halves: a reference, and real images to compare with it."""
+        images = torch.cat([self.train, self.test])
+        return images[::2], images[1::2]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Translate the test images of one domain to another.
+
+    Attributes:
+        direction: the direction from `source` to `target`.
+        source, target: the two domains.
+        paired: whether their test images with the same index are true translations of each other.
+        strength: how much of the change to apply, see `generator_model.blend`.
+    """
+
+    direction: Direction
+    source: Domain
+    target: Domain
+    paired: bool
+    strength: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The direction in words."""
+        return f"{self.source.name} to {self.target.name}"
+
+
+def score(
+    images: Tensor,
+    task: Task,
+    *,
+    scorers: Scorers,
+    input_embeddings: np.ndarray | None = None,
+    truth: Tensor | None = None,
+) -> Row:
+    """Score images (N, 3, H, W) in [-1, 1] as translations to the target domain.
+
+    Args:
+        images: translations, or other images to compare them with.
+        task: the target domain.
+        scorers: the networks that score the images.
+        input_embeddings: (N, d), the embedded faces of the images' inputs; None leaves out the identity.
+        truth: (N, 3, H, W) in [-1, 1], the ground truth of each image; None leaves out the errors.
+    """
+    row = score_success(images, task, scorers=scorers, input_embeddings=input_embeddings)
+    if truth is not None:
+        row |= estimates(truth_l1=absolute_errors(images, truth), truth_ssim=ssim(images, truth))
+    reference, _ = task.target.halves
+    return row | distances(images, reference, scorers=scorers)
+
+
+def score_success(images: Tensor, task: Task, *, scorers: Scorers, input_embeddings: np.ndarray | None = None) -> Row:
+    """Whether images are read as the target domain, and whether the person is still there; arguments as in `score`."""
+    domain = read_as_target(images, task, scorers=scorers)
+    row = estimates(domain=domain)
+    if scorers.identity:
+        embeddings = scorers.identity(images)
+        row |= estimates(face_found=1.0 - np.isnan(embeddings[:, 0]))
+        if input_embeddings is not None:
+            strangers = np.roll(input_embeddings, 1, axis=0)  # pairs each image with the input before its own
+            right = rank_one(embeddings, input_embeddings)  # 0 where no face is found
+            row |= estimates(identity=cosines(input_embeddings, embeddings), strangers=cosines(strangers, embeddings))
+            row |= estimates(rank_one=right, joint=right * domain)
+    return row
+
+
+def read_as_target(images: Tensor, task: Task, *, scorers: Scorers) -> np.ndarray:
+    """1 for each image (N, 3, H, W) that the classifier assigns to the target domain, else 0; (N,) float64."""
+    is_b = predicts_b(scorers.domain, images)
+    return is_b if task.direction == "ab" else 1 - is_b
+
+
+def classifier_rate(task: Task, *, scorers: Scorers) -> Row:
+    """The share of the target's test images, which the classifier has not seen, that it assigns to the target."""
+    return estimates(domain=read_as_target(task.target.test, task, scorers=scorers))
+
+
+def compare_with_inputs(images: Tensor, inputs: Tensor) -> Row:
+    """How sharp translations are, and where they change, relative to their inputs; both (N, 3, H, W) in [-1, 1]."""
+    inside = torch.from_numpy(paste_mask(inputs.shape[-1]) == 1).to(inputs.device)  # (H, W)
+    return estimates(sharpness=sharpness(images, inputs), change_outside=change_outside(images, inputs, inside))
+
+
+def distances(images: Tensor, reference: Tensor, *, scorers: Scorers) -> Row:
+    """The distances between the distributions of two sets of images, (N, 3, H, W) and (M, 3, H, W) in [-1, 1]."""
+    found = {"feature_distance": kernel_distance(scorers.domain.embed(images), scorers.domain.embed(reference))}
+    if scorers.features:
+        features, reference_features = scorers.features(images), scorers.features(reference)
+        found["kid"] = kernel_distance(features, reference_features)
+        if scorers.features_name == INCEPTION:
+            fid = frechet_distance(features, reference_features)
+            found["fid"] = Estimate(fid, count=len(images))
+    return {key: distance for key, distance in found.items() if distance}
+
+
+def strength_curve(generator: nn.Module, task: Task, *, scorers: Scorers) -> dict[float, Row]:
+    """Score weaker and stronger translations of the test images, by strength."""
+    real = task.source.test
+    fake = translate_in_batches(generator, real)
+    embeddings = scorers.identity(real) if scorers.identity else None
+    curve: dict[float, Row] = {}
+    for strength in tqdm(STRENGTHS, unit=" strengths", leave=False, disable=None):
+        images = blend(real, fake, strength)
+        row = score_success(images, task, scorers=scorers, input_embeddings=embeddings)
+        curve[strength] = row | compare_with_inputs(images, real)
+    return curve
+
+
+def best_strength(curve: dict[float, Row]) -> float:
+    """The strength with the highest joint success or, without an embedder of faces, share that is read as the target.
+
+    Of equally good strengths it is the weakest.
+    """
+    key = "joint" if any("joint" in row for row in curve.values()) else "domain"
+    values = {strength: row[key].value for strength, row in curve.items() if key in row}
+    return max(values, key=lambda strength: (values[strength], -strength))
+
+
+def estimates(**values: np.ndarray) -> Row:
+    """Means of one value per image, with their intervals, by key; measures that no image has are left out."""
+    found = {key: bootstrap(numbers) for key, numbers in values.items()}
+    return {key: estimate for key, estimate in found.items() if estimate}
