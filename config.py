@@ -63,6 +63,7 @@ class Networks:
     disc_norm: Literal["instance", "none"] = "none"  # norm of the discriminators' inner layers (paper instance)
     disc_global: bool = True  # discriminators score the whole image beside its patches (paper: patches only)
     spectral_norm: bool = False  # spectral normalisation of the discriminators (Miyato et al. 2018; paper: no)
+    init_from: str = ""  # a run's folder, a checkpoint or a .safetensors file with trained networks to start from
     init_std: Weight = 0.02  # standard deviation of the initial weights; 0: PyTorch's own initialisation (paper 0.02)
 
 

@@ -50,6 +50,7 @@ from training.model import CycleGAN, backward, step_optimizer
 from training.run import Run, explained_failures, open_device, stop_requests
 from training.run_log import RunLog
 from utils import UserError, command, normalize, printable, seed_everything, uses_bf16
+from weights.load import load_networks
 
 VALIDATION_IMAGES = 300  # Evaluations during training use at most this many images of each domain.
 
@@ -216,11 +217,12 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     steps_per_epoch = count_steps_per_epoch(len(dataset), config.batch_size, distributed.count())
     sample_pair = load_samples(samples, config)
 
-    # Build the networks; resume the run where it was interrupted.
+    # Build the networks; resume the run where it was interrupted, or start it from trained ones if asked to.
     seed_everything(config.seed)
     model = CycleGAN(config, device, amp=uses_bf16(config.amp, device))
     run = Run(folder, config, data, steps_per_epoch)
-    run.start_or_resume(model)
+    if not run.start_or_resume(model) and config.init_from:
+        start_from_trained(model, config)
     if run.step >= run.num_steps:
         say_finished_already(run)
         return 0
@@ -328,6 +330,15 @@ def translate_samples(model: CycleGAN, sample_a: Tensor, sample_b: Tensor) -> li
     fake_b, fake_a = translate_in_batches(model.ema_gen_ab, sample_a), translate_in_batches(model.ema_gen_ba, sample_b)
     rec_a, rec_b = translate_in_batches(model.ema_gen_ba, fake_b), translate_in_batches(model.ema_gen_ab, fake_a)
     return [sample_a, fake_b, rec_a, sample_b, fake_a, rec_b]
+
+
+def start_from_trained(model: CycleGAN, config: Config) -> None:
+    """Replace new networks by trained ones: the generators, and the discriminators where the file has the same kind."""
+    networks = load_networks(config.init_from, config)
+    model.start_from(networks)
+    if distributed.rank() == 0:
+        kinds = "generators and discriminators" if "disc_a" in networks else "generators only"
+        print(f"starting from {printable(config.init_from)}: {kinds}")
 
 
 def build_validation(images: Folders, samples: Folders, config: Config, device: torch.device) -> Validation | None:

@@ -247,7 +247,7 @@ def test_every_difference_is_named_when_a_run_is_resumed(tiny: Tiny) -> None:
     for allowed in (
         {"num_epochs": 9}, {"num_decay_epochs": 4}, {"num_workers": 3}, {"log_every_steps": 1},
         {"sample_every_steps": 5}, {"checkpoint_every_steps": 5}, {"keep_checkpoints": 9}, {"keep_every_epochs": 1},
-        {"run_name": "moved"}, {"max_steps": 5},
+        {"run_name": "moved"}, {"max_steps": 5}, {"init_from": "runs/first"},
     ):  # fmt: skip
         checkpoint.check_resumable(state, tiny(**allowed), data)
     for refused in ({"num_decay_epochs": 0}, {"seed": 4}, {"lambda_cycle": 1.0}, {"batch_size": 2}):

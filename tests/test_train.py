@@ -30,7 +30,7 @@ from training import checkpoint, losses
 from training.model import CycleGAN, backward, step_optimizer
 from training.run import Run
 from training.textbook_step import Textbook, textbook_step
-from weights.load import load_generator
+from weights.load import export_weights, load_generator
 
 CPU = torch.device("cpu")
 
@@ -353,6 +353,63 @@ def test_a_run_stopped_after_every_few_steps_equals_an_uninterrupted_one(tiny: T
     for limit in (1, 4, 5, 9, 0):
         assert train_here(tiny(run_name="parts", max_steps=limit)) == 0
     assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="parts")))
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "safetensors"])
+def test_a_run_starts_from_trained_networks(
+    tiny: Tiny, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_here(tiny(run_name="first", max_steps=3)) == 0
+    first, folder = final_state(tiny(run_name="first")), Path(tiny().runs_dir, "first")
+    export_weights(folder, tmp_path / "weights.safetensors")
+    source = {
+        "run": folder,
+        "checkpoint": folder / "checkpoints" / "step_00000003.pt",
+        "safetensors": tmp_path / "weights.safetensors",
+    }[kind]
+    config = tiny(run_name="second", init_from=str(source), max_steps=3)
+    model = CycleGAN(config, CPU)
+    fresh = copy.deepcopy(model.disc_a.state_dict())
+    train.start_from_trained(model, config)
+    for name in ("gen_ab", "gen_ba"):
+        for network in (getattr(model, name), getattr(model, f"ema_{name}")):
+            assert_identical(dict(network.state_dict()), dict(first[f"ema_{name}"]))
+    assert_identical(dict(model.disc_a.state_dict()), dict(fresh if kind == "safetensors" else first["disc_a"]))
+    capsys.readouterr()
+    assert train_here(config) == 0
+    taken = "generators only" if kind == "safetensors" else "generators and discriminators"
+    assert f"starting from {source}: {taken}" in capsys.readouterr().out
+
+
+def test_a_resumed_run_has_networks_of_its_own(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_here(tiny(run_name="first", max_steps=3)) == 0
+    source = Path(tiny().runs_dir, "first")
+    config = tiny(run_name="second", init_from=str(source), max_steps=3)
+    assert train_here(config) == 0
+    shutil.rmtree(source)
+    capsys.readouterr()
+    assert train_here(replace(config, max_steps=6)) == 0
+    assert "starting from" not in capsys.readouterr().out
+    assert train_here(replace(config, init_from="", max_steps=9)) == 0
+
+
+def test_discriminators_of_another_kind_start_afresh(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    old = OLD | {"upsampling": "resize", "disc_global": True}  # these weights have the same shapes
+    assert train_here(tiny(run_name="first", max_steps=1, **old)) == 0
+    source = str(Path(tiny().runs_dir, "first"))
+    assert train_here(tiny(run_name="second", max_steps=1, init_from=source)) == 0
+    assert f"starting from {source}: generators only" in capsys.readouterr().out
+
+
+def test_generators_of_another_kind_are_refused_with_the_flags_that_fit(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_here(tiny(run_name="first", max_steps=1)) == 0
+    source = str(Path(tiny().runs_dir, "first"))
+    assert train_here(tiny(run_name="second", base_channels=8, global_skip=False, init_from=source)) == 1
+    assert "to start from them, add\n--base-channels 4 --global-skip\n" in capsys.readouterr().err
+    assert train_here(tiny(run_name="third", init_from="nowhere")) == 1
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_skipped(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ PER_PROCESS_ENTRIES = [name for name, entry in ENTRIES.items() if entry.per_proc
 # Knobs that may change when a run is resumed, and knobs that may only grow.
 MAY_DIFFER = {"preset", "runs_dir", "run_name", "num_workers", "log_every_steps", "sample_every_steps", "num_samples",
               "checkpoint_every_steps", "keep_checkpoints", "keep_every_epochs", "evaluate_every_epochs",
-              "max_steps", "recompute"}  # fmt: skip
+              "max_steps", "recompute", "init_from"}  # fmt: skip
 MAY_GROW = {"num_epochs", "num_decay_epochs"}
 _STEP = re.compile(r"step_(\d+)\.pt")
 

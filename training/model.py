@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -75,6 +75,13 @@ class CycleGAN:
         decay = min(decay, (1 + step) / (1 + step + EMA_WARM_UP))
         for average, network in ((self.ema_gen_ab, self.gen_ab), (self.ema_gen_ba, self.gen_ba)):
             torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+    def start_from(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Load trained networks, state dicts by name such as "gen_ab"; the averages start from the generators."""
+        for name, state in networks.items():
+            getattr(self, name).load_state_dict(state)
+        for average, network in ((self.ema_gen_ab, self.gen_ab), (self.ema_gen_ba, self.gen_ba)):
+            average.load_state_dict(network.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name).state_dict() for name in MODEL_ENTRIES}

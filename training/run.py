@@ -99,8 +99,11 @@ class Run:
 
     # --- Starting and resuming
 
-    def start_or_resume(self, model: CycleGAN) -> None:
+    def start_or_resume(self, model: CycleGAN) -> bool:
         """Load the newest whole checkpoint into the model, or start afresh where there is none. All processes call it.
+
+        Returns:
+            Whether the run resumes.
 
         Raises:
             UserError: the checkpoint belongs to other settings, images or processes, or none is whole.
@@ -124,6 +127,7 @@ class Run:
                 f"the processes disagree on where to resume, this one after step {self.step}:\n"
                 f"{printable(self.folder)} must be on a disk that all of them see"
             )
+        return saved is not None
 
     def _resume(self, model: CycleGAN, saved: dict[str, Any]) -> None:
         try:

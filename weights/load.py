@@ -20,6 +20,7 @@ from weights.safetensors_file import read_generators, write_generators
 Direction = Literal["ab", "ba"]
 DIRECTIONS: tuple[Direction, ...] = ("ab", "ba")  # From domain a to b, and from b to a.
 OTHER: dict[Direction, Direction] = {"ab": "ba", "ba": "ab"}
+FREE_KNOBS = {"init_std", "recompute"}  # Networks that differ in these knobs alone have weights of the same meaning.
 MAX_POSITION = 10  # Landmarks of a template are closer to its corner than this many sides of the image.
 
 
@@ -116,6 +117,44 @@ def export_weights(
     with atomic_write(Path(target)) as temporary:
         write_generators(temporary, generators, config=to_dict(_config_in(saved, Path(source))),
                          template=saved.get("template"), strength=strengths or None)  # fmt: skip
+
+
+def load_networks(path: str | os.PathLike[str], config: Config) -> dict[str, dict[str, Tensor]]:
+    """Read trained networks from which a run with this configuration can start.
+
+    Args:
+        path: as for `load_weights`.
+        config: the new run's configuration.
+
+    Returns:
+        State dicts by name: "gen_ab" and "gen_ba", the moving averages, and "disc_a" and "disc_b" if a run or a
+        checkpoint holds such discriminators as the configuration describes.
+
+    Raises:
+        UserError: as for `load_weights`; a direction is missing; or the generators are of another kind.
+    """
+    path = Path(path)
+    weights = load_weights(path)
+    networks = {f"gen_{direction}": weights.generator(direction).state_dict() for direction in DIRECTIONS}
+    theirs, ours = weights.config.generator, config.generator
+    differences = {knob: theirs[knob] for knob in ours if knob not in FREE_KNOBS and theirs[knob] != ours[knob]}
+    if differences:
+        flags = " ".join(_as_flag(knob, value) for knob, value in differences.items())
+        raise UserError(f"{printable(path)} holds generators of another kind; to start from them, add\n{flags}")
+    theirs, ours = weights.config.discriminator, config.discriminator
+    is_same_kind = all(theirs[knob] == ours[knob] for knob in ours if knob not in FREE_KNOBS)
+    if is_same_kind and path.suffix != ".safetensors":
+        saved = _read_run_or_checkpoint(path)
+        networks |= {name: saved[name] for name in ("disc_a", "disc_b")}
+    return networks
+
+
+def _as_flag(knob: str, value: object) -> str:
+    """A knob's value as a flag of train.py."""
+    flag = knob.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 def _build(config: Config, state: dict[str, Tensor], path: Path, name: str) -> Generator:
