@@ -14,10 +14,9 @@ from training.diff_augment import blur, draw_blur
 NUM_NETWORKS = 3  # The logits of this many networks are averaged, because each errs where its seed led it.
 SIDE = 64  # Inputs are resized to this side, px.
 CHANNELS = 24  # A network's first layer has this many channels.
-EPOCHS = 20  # Each network is trained for this many passes over the larger domain,
-MIN_STEPS = 400  # but for at least this many steps,
+NUM_STEPS = 800  # Each network is trained for this many steps,
 BATCH_SIZE = 32  # on batches of this many images, half of them from each domain,
-LEARNING_RATE = 2e-3  # with Adam at this learning rate.
+LEARNING_RATE = 2e-3  # with Adam at this learning rate, which falls linearly to zero in the second half.
 MAX_SHIFT = 4  # Training images are shifted by up to this, px,
 MAX_CONTRAST = 0.2  # their contrast changes by up to this fraction,
 MAX_BRIGHTNESS = 0.1  # their brightness by up to this, for images in [-1, 1],
@@ -107,9 +106,9 @@ def _train_network(network: nn.Module, small_a: Tensor, small_b: Tensor) -> None
     """Train a network on random images of both domains, equally many in each batch."""
     half = BATCH_SIZE // 2
     labels = torch.cat([torch.zeros(half), torch.ones(half)]).to(small_a.device)
-    steps_per_epoch = max(len(small_a), len(small_b)) // half + 1
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
-    for _ in range(max(MIN_STEPS, EPOCHS * steps_per_epoch)):
+    for step in range(NUM_STEPS):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, 2 * (1 - step / NUM_STEPS))
         batch = torch.cat([images[torch.randint(len(images), (half,))] for images in (small_a, small_b)])
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(network(_augment(batch)), labels).backward()  # type: ignore[no-untyped-call]

@@ -47,7 +47,7 @@ def make_folders(root: Path, num_a: int = 6, num_b: int = 4) -> Path:
 @pytest.fixture(autouse=True)
 def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few steps suffice where the domain classifier is not what is tested."""
-    monkeypatch.setattr("evaluation.classifier.MIN_STEPS", 20)
+    monkeypatch.setattr("evaluation.classifier.NUM_STEPS", 20)
 
 
 @pytest.fixture

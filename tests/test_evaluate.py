@@ -44,7 +44,7 @@ def dark_and_bright() -> tuple[Domain, Domain]:
 def scorers() -> Scorers:
     dark, bright = dark_and_bright()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.classifier.MIN_STEPS", 20)
+        patch.setattr("evaluation.classifier.NUM_STEPS", 20)
         return Scorers(*train_domain_classifier(dark.train, bright.train))
 
 

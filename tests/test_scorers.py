@@ -34,7 +34,7 @@ def rendered(domain: str, numbers: range, side: int = 64) -> Tensor:
 def test_the_domain_classifier_learns_to_separate_the_domains_and_reports_its_accuracy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("evaluation.classifier.MIN_STEPS", 400)
+    monkeypatch.setattr("evaluation.classifier.NUM_STEPS", 400)
     images = (rendered("european", range(100)), rendered("asian", range(100)))
     classifier, accuracy = train_domain_classifier(*images, num_networks=1)
     assert accuracy > 0.9
