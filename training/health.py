@@ -13,7 +13,7 @@ from torch import Tensor
 from utils import UserError
 
 WINDOW = 5  # A symptom in the losses must last for this many rows of metrics.csv.
-MIN_DISC_LOSS = 0.005  # A discriminator with a loss below this is never wrong; one that guesses has 0.25.
+MIN_DISC_LOSS = 0.005  # A discriminator with a loss below this is never wrong; one that guesses has 0.25 or more.
 MIN_LOSS_RANGE = 1e-4  # Losses are stuck if their range, divided by their mean, stays below this.
 MIN_CHANGE = 0.002  # Translations with a smaller mean change, half a grey level of 256, equal their inputs.
 UNCHANGED_SHARE = 0.5  # Generators that start as the identity may change nothing for this fraction of the run.
