@@ -155,12 +155,19 @@ def rank_checkpoints(run_dir: Path, out: Path, *, data_dir: str | None, device: 
     return ranking_table(ranking)
 
 
-def report_strengths(generator: nn.Module, task: Task, *, scorers: Scorers, out: Path) -> tuple[str, dict[str, Any]]:
-    """Score weaker and stronger translations of one direction, and plot the shares over the strength.
+def report_direction(weights: Weights, task: Task, *, scorers: Scorers, out: Path) -> tuple[str, dict[str, Any]]:
+    """Evaluate one direction, and save its sheet of examples; returns the table, and the values for the JSON file."""
+    rows, sheet = evaluate(weights.generators, task, scorers=scorers)
+    with atomic_write(out / f"sheet_{task.direction}.png") as temporary:
+        tensor_to_image(sheet).save(temporary, "PNG")
+    values = {name: as_json(row) for name, row in rows.items()}
+    table = evaluation_table(f"{task.name} at strength {task.strength:g}", rows)
+    return table, {"strength": task.strength, **values}
 
-    Returns the table, and the values for the JSON file.
-    """
-    curve = strength_curve(generator, task, scorers=scorers)
+
+def report_strengths(weights: Weights, task: Task, *, scorers: Scorers, out: Path) -> tuple[str, dict[str, Any]]:
+    """Score weaker and stronger translations of one direction, and plot the shares; returns as `report_direction`."""
+    curve = strength_curve(weights.generator(task.direction), task, scorers=scorers)
     best = best_strength(curve)
     real = classifier_rate(task, scorers=scorers)
     columns = {f"S = {strength:g}": row for strength, row in curve.items()} | {"real images": real}
@@ -191,11 +198,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data-dir", help="folder with train and test images (default: the one that the weights were trained on)")
     add("--direction", choices=("ab", "ba", "both"), default="both", help="what to evaluate (default: %(default)s)")
     add("--strength", type=float, metavar="S", help="as in translate.py (default: what is stored with the weights)")
-    add(
-        "--no-curve",
-        action="store_true",
-        help="leave out weaker and stronger translations, which take most of the time",
-    )
+    add("--no-curve", action="store_true", help="leave out the other strengths, which take most of the time")
     add("--out", type=Path, default=Path("evaluated"), help="folder to write to (default: %(default)s)")
     add("--inception-weights", metavar="PATH", help="weights for KID and FID (default: download them on first use)")
     add("--all-checkpoints", action="store_true", help="instead rank all checkpoints of a run by quick measures")
@@ -216,11 +219,10 @@ def run(args: argparse.Namespace) -> str:
     paired = args.paired or config.paired_test
     a, b = load_domains(config, device, paired=paired)
     scorers = load_scorers(a.train, b.train, inception_weights=args.inception_weights)
-
     if not args.no_curve and not has_matplotlib():
         scorers.missing += (MISSING_PLOT,)
 
-    # Evaluate each direction, and save its sheet of examples.
+    # Evaluate each direction.
     sections: list[str] = []
     report: dict[str, Any] = {"weights": str(args.weights), "data_dir": config.data_dir,
                               "classifier_accuracy": scorers.domain_accuracy, "missing": scorers.missing}  # fmt: skip
@@ -229,13 +231,10 @@ def run(args: argparse.Namespace) -> str:
         if args.direction in (direction, "both"):
             strength = weights.strength(direction) if args.strength is None else args.strength
             task = Task(direction, source, target, paired, strength)
-            rows, sheet = evaluate(weights.generators, task, scorers=scorers)
-            sections.append(evaluation_table(f"{task.name} at strength {strength:g}", rows))
-            report[direction] = {"strength": strength} | {name: as_json(row) for name, row in rows.items()}
-            with atomic_write(args.out / f"sheet_{direction}.png") as temporary:
-                tensor_to_image(sheet).save(temporary, "PNG")
+            table, report[direction] = report_direction(weights, task, scorers=scorers, out=args.out)
+            sections.append(table)
             if not args.no_curve:
-                table, values = report_strengths(weights.generators[direction], task, scorers=scorers, out=args.out)
+                table, values = report_strengths(weights, task, scorers=scorers, out=args.out)
                 sections.append(table)
                 report[direction] |= values
 
