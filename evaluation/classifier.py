@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.diff_augment import blur, draw_blur
+from utils import UserError
 
 NUM_NETWORKS = 3  # The logits of this many networks are averaged, because each errs where its seed led it.
 SIDE = 64  # Inputs are resized to this side, px.
@@ -89,7 +90,15 @@ def train_domain_classifier(
 
     Returns:
         The classifier, frozen and in evaluation mode, and its accuracy on held-out images: the mean of both domains'.
+
+    Raises:
+        UserError: a domain has fewer than two images.
     """
+    if min(len(images_a), len(images_b)) < 2:
+        raise UserError(
+            f"the domain classifier needs at least two training images of each domain, found {len(images_a)} and "
+            f"{len(images_b)}; add images, or train without --evaluate-every-epochs"
+        )
     train_a, train_b = (images[torch.arange(len(images)) % HELD_OUT != 0] for images in (images_a, images_b))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too, which are not restored
