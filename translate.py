@@ -1,6 +1,6 @@
 """Translate the faces in photographs and videos, and leave everything else as it is.
 
-python translate.py PHOTO... --weights RUN_OR_FILE [--direction ab|ba] [--out DIR]
+python translate.py PHOTO... [--weights RUN_OR_FILE] [--direction ab|ba] [--out DIR]
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from utils import (
     pick_device,
     printable,
 )
-from weights.load import Direction, load_weights
+from weights.load import Direction, default_weights, load_weights
 
 FaceFinder = Callable[[Pixels], Sequence[Face]]  # It finds the faces in (H, W, 3) uint8 RGB pixels.
 Writer = Callable[[Photo, Path | io.BytesIO, Storage], None]  # This is `write_photo` with the user's options.
@@ -300,7 +300,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Translate the faces in photographs and videos.")
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO", help="images, videos and folders; - reads an image from standard input")
-    add("--weights", required=True, help="a run's folder, a checkpoint, or a .safetensors file")
+    add(
+        "--weights",
+        help="a run's folder, a checkpoint, or a .safetensors file (your newest run, or the bundled weights)",
+    )
     add("--direction", choices=("ab", "ba"), default="ab", help="a to b (European to Asian) or b to a (%(default)s)")
     add("--strength", type=float, metavar="S", help="0: no change, 1: what the network gives, up to 3: more (default: "
         "what is stored with the weights, else 1)")  # fmt: skip
@@ -326,8 +329,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Translate what the command line names; return 1 if any file was skipped, otherwise 0."""
     args = parse_args(argv)
     write = partial(write_photo, side_by_side=args.side_by_side, label=not args.no_metadata)
+    weights = args.weights or default_weights()
+    if not args.weights:
+        print(f"weights: {printable(weights)}", file=sys.stderr)
     translator = load_translator(
-        args.weights, args.direction, device=args.device, crops=args.crops, like=args.like, batch_size=args.batch_size,
+        weights, args.direction, device=args.device, crops=args.crops, like=args.like, batch_size=args.batch_size,
         strength=args.strength,
     )  # fmt: skip
     if translator.template is None and not args.crops:

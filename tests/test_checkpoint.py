@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from training import checkpoint
 from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from training.model import CycleGAN
 from utils import UserError, seed_everything
-from weights.load import export_weights, load_generator, load_weights
+from weights.load import BUNDLED_WEIGHTS, default_weights, export_weights, load_generator, load_weights
 
 
 def tiny_state(config: Config, step: int = 3) -> dict[str, Any]:
@@ -287,6 +288,26 @@ def test_exported_weights_carry_their_configuration(saved: Path) -> None:
     export_weights(saved.parent.parent, exported)
     with safe_open(exported, framework="pt") as file:
         assert json.loads(file.metadata()["config"]) == read_checkpoint(saved)["config"]
+
+
+def test_weights_exported_in_half_precision_take_half_the_room_and_translate_alike(saved: Path) -> None:
+    exact, half = saved.parent / "exact.safetensors", saved.parent / "half.safetensors"
+    export_weights(saved, exact)
+    export_weights(saved, half, half=True)
+    assert half.stat().st_size < 0.6 * exact.stat().st_size
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    difference = load_generator(half, "ab")(image) - load_generator(exact, "ab")(image)
+    assert 0 < difference.abs().max() < 0.01
+
+
+def test_the_newest_run_is_the_default_and_without_runs_the_bundled_weights(saved: Path, tmp_path: Path) -> None:
+    assert default_weights(tmp_path / "nowhere") == BUNDLED_WEIGHTS
+    older = tmp_path / "runs" / "older"
+    shutil.copytree(saved.parent, older / "checkpoints")
+    os.utime(older / "checkpoints" / saved.name, (1, 1))
+    (tmp_path / "runs" / "not a run").mkdir()
+    shutil.copytree(saved.parent, tmp_path / "runs" / "newer" / "checkpoints")
+    assert default_weights(tmp_path / "runs") == tmp_path / "runs" / "newer"
 
 
 def test_exported_weights_carry_the_best_strength_of_each_direction(saved: Path) -> None:

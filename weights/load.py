@@ -13,7 +13,7 @@ from torch import Tensor
 
 from config import Config, from_dict, to_dict
 from generator_model import MAX_STRENGTH, Generator
-from training.checkpoint import CheckpointError, newest_checkpoint, read_checkpoint, saved_config
+from training.checkpoint import CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint, saved_config
 from utils import Template, UserError, atomic_write, printable
 from weights.safetensors_file import read_generators, write_generators
 
@@ -21,6 +21,7 @@ Direction = Literal["ab", "ba"]
 DIRECTIONS: tuple[Direction, ...] = ("ab", "ba")  # From domain a to b, and from b to a.
 OTHER: dict[Direction, Direction] = {"ab": "ba", "ba": "ab"}
 FREE_KNOBS = {"init_std", "recompute"}  # Networks that differ in these knobs alone have weights of the same meaning.
+BUNDLED_WEIGHTS = Path(__file__).parent.parent / "assets" / "weights_rendered_128.safetensors"
 MAX_POSITION = 10  # Landmarks of a template are closer to its corner than this many sides of the image.
 
 
@@ -90,6 +91,13 @@ def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
     return Weights(path, generators, config, _checked_template(template, path), _checked_strength(strength, path))
 
 
+def default_weights(runs_dir: Path = Path(Config.runs_dir)) -> Path:
+    """The run with the newest checkpoint of all runs, or the weights that come with the program if there is none."""
+    runs = [(checkpoints[-1].stat().st_mtime, folder) for folder in sorted(runs_dir.glob("*"))
+            if (checkpoints := list_checkpoints(folder / "checkpoints"))]  # fmt: skip
+    return max(runs)[1] if runs else BUNDLED_WEIGHTS
+
+
 def load_generator(path: str | os.PathLike[str], direction: Direction, *, ema: bool = True) -> Generator:
     """Read the generator of one direction, "ab" or "ba"; see `load_weights` for the arguments and errors."""
     return load_weights(path, ema=ema).generator(direction)
@@ -100,6 +108,7 @@ def export_weights(
     target: str | os.PathLike[str],
     *,
     strength: Mapping[Direction, float] | None = None,
+    half: bool = False,
 ) -> None:
     """Write the averaged weights of both generators to a .safetensors file.
 
@@ -107,6 +116,7 @@ def export_weights(
         source: a run's folder or a checkpoint, as for `load_weights`.
         target: the .safetensors file, which is replaced only when the new one is complete.
         strength: the best strength of each direction, 0 to 3, which translate.py then uses; None keeps the source's.
+        half: store 16 bits a number instead of 32; translations change by less than a grey level.
 
     Raises:
         UserError: `source` cannot be loaded, `target` cannot be written, or a strength is out of range.
@@ -114,6 +124,8 @@ def export_weights(
     saved = _read_run_or_checkpoint(Path(source))
     strengths = _checked_strength(saved.get("strength") if strength is None else strength, Path(source))
     generators = {f"gen_{direction}": saved[f"ema_gen_{direction}"] for direction in DIRECTIONS}
+    if half:
+        generators = {name: {key: x.half() for key, x in state.items()} for name, state in generators.items()}
     with atomic_write(Path(target)) as temporary:
         write_generators(temporary, generators, config=to_dict(_config_in(saved, Path(source))),
                          template=saved.get("template"), strength=strengths or None)  # fmt: skip
