@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ NUM_NETWORKS = 3  # The logits of this many networks are averaged, because each 
 SIDE = 64  # Inputs are resized to this side, px.
 CHANNELS = 24  # A network's first layer has this many channels.
 NUM_STEPS = 800  # Each network is trained for this many steps,
+MAX_EPOCHS = 100  # but for no more passes over the larger domain than this,
 BATCH_SIZE = 32  # on batches of this many images, half of them from each domain,
 LEARNING_RATE = 2e-3  # with Adam at this learning rate, which falls linearly to zero in the second half.
 MAX_SHIFT = 4  # Training images are shifted by up to this, px,
@@ -116,8 +118,10 @@ def _train_network(network: nn.Module, small_a: Tensor, small_b: Tensor) -> None
     half = BATCH_SIZE // 2
     labels = torch.cat([torch.zeros(half), torch.ones(half)]).to(small_a.device)
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
-    for step in range(NUM_STEPS):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, 2 * (1 - step / NUM_STEPS))
+    steps_per_epoch = math.ceil(max(len(small_a), len(small_b)) / half)
+    num_steps = min(NUM_STEPS, MAX_EPOCHS * steps_per_epoch)
+    for step in range(num_steps):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, 2 * (1 - step / num_steps))
         batch = torch.cat([images[torch.randint(len(images), (half,))] for images in (small_a, small_b)])
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(network(_augment(batch)), labels).backward()  # type: ignore[no-untyped-call]
