@@ -164,7 +164,8 @@ def test_a_run_goes_on_in_another_memory_layout(tiny: Tiny) -> None:
     train.train_step(saved, real_a, real_b, config=config)
     for model in models:
         model.load_state_dict(copy.deepcopy(saved.state_dict()))
-        train.train_step(model, real_a, real_b, config=config)
+        torch.manual_seed(0)  # draws a blur, and the same one for both
+        train.train_step(model, real_a, real_b, config=config, r1_gamma=1.0)
     for own, other in zip(*(networks_of(model).values() for model in models), strict=True):
         assert difference(own, other, 1e-5) < 1e-5
 
