@@ -710,7 +710,7 @@ def test_a_short_demo_run_moves_held_out_faces_towards_the_truth(
     shares: dict[str, list[float]] = {"european to asian": [], "asian to european": []}
     for seed in range(3):
         config = replace(
-            PRESETS["demo"], run_name=f"seed{seed}", seed=seed, max_steps=200, sample_every_steps=1000,
+            PRESETS["demo"], run_name=f"seed{seed}", seed=seed, max_steps=500, sample_every_steps=1000,
             checkpoint_every_steps=1000, device="cpu",
         )  # fmt: skip
         assert train_here(config) == 0

@@ -21,7 +21,6 @@ Direction = Literal["ab", "ba"]
 DIRECTIONS: tuple[Direction, ...] = ("ab", "ba")  # From domain a to b, and from b to a.
 OTHER: dict[Direction, Direction] = {"ab": "ba", "ba": "ab"}
 FREE_KNOBS = {"init_std", "recompute"}  # Networks that differ in these knobs alone have weights of the same meaning.
-BUNDLED_WEIGHTS = Path(__file__).parent.parent / "assets" / "weights_rendered_128.safetensors"
 MAX_POSITION = 10  # Landmarks of a template are closer to its corner than this many sides of the image.
 
 
@@ -92,10 +91,15 @@ def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
 
 
 def default_weights(runs_dir: Path = Path(Config.runs_dir)) -> Path:
-    """The run with the newest checkpoint of all runs, or the weights that come with the program if there is none."""
+    """The run whose newest checkpoint is the newest of all; UserError where there is no run."""
     runs = [(checkpoints[-1].stat().st_mtime, folder) for folder in sorted(runs_dir.glob("*"))
             if (checkpoints := list_checkpoints(folder / "checkpoints"))]  # fmt: skip
-    return max(runs)[1] if runs else BUNDLED_WEIGHTS
+    if not runs:
+        raise UserError(
+            f"there is no run in {printable(runs_dir)}: say with --weights where the trained generators are,\n"
+            "train some with python train.py, or download some with python download_files.py --weights"
+        )
+    return max(runs)[1]
 
 
 def load_generator(path: str | os.PathLike[str], direction: Direction, *, ema: bool = True) -> Generator:
