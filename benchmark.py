@@ -25,10 +25,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import PRESETS, Config, parse_args
+from config import PRESETS, Config
 from dataset import EpochBatches, Folders, UnpairedDataset, build_loader, running, training_images
 from evaluation.report import markdown_table
 from train import train_step
+from training.command_line import parse_args
 from training.memory_meter import peak_memory
 from training.model import BETA2, CycleGAN
 from training.run import Run, open_device

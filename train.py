@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from config import PRESETS, Config, parse_args
+from config import PRESETS, Config
+from training.command_line import parse_args
 
 if __name__ == "__main__":
     parse_args()  # answers --help and reports mistakes before the seconds that importing torch takes
@@ -48,7 +49,7 @@ from training.health import check_finite
 from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_loss, r1_penalty
 from training.model import CycleGAN, backward, step_optimizer
 from training.run import Run, explained_failures, open_device, stop_requests
-from training.run_log import RunLog
+from training.run_log import open_log, say_finished_already
 from utils import UserError, command, normalize, printable, seed_everything, uses_bf16
 from weights.load import load_networks
 
@@ -177,8 +178,8 @@ def update_discriminators(
         backward(penalty)
 
     # Step both discriminators.
-    loss, terms = disc_a + disc_b + penalty, {"disc_a": disc_a, "disc_b": disc_b}
-    losses = step_optimizer(m.opt_disc, loss, name="disc", terms=terms)
+    total = disc_a + disc_b + penalty
+    losses = step_optimizer(m.opt_disc, total, name="disc", terms={"disc_a": disc_a, "disc_b": disc_b})
     scores = {"real_a": scores_a[0], "fake_a": scores_a[1], "real_b": scores_b[0], "fake_b": scores_b[1]}
     return losses | {f"score/{name}": values.detach().mean() for name, values in scores.items()}
 
@@ -232,7 +233,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     # Read the remaining batches, in the order that seed and epoch give, and log what happens.
     loader = open_loader(run, dataset, pin_memory=device.type == "cuda")
     validation = build_validation(images, samples, config, device)
-    log = open_log(run, model, images)
+    log = open_log(run, model, num_images=(len(images[0].files), len(images[1].files)))
     stopped = False
     with stop_requests(second_ends=distributed.count() == 1) as stop, log or nullcontext(), running(loader) as pairs:
         # Show what the generators do before the first step.
@@ -349,28 +350,6 @@ def build_validation(images: Folders, samples: Folders, config: Config, device: 
         load_images(folder.files[:VALIDATION_IMAGES], config.image_size).to(device) for folder in (*images, *samples)
     )
     return Validation(train_a, train_b, test_a, test_b, config.paired_test)
-
-
-def open_log(run: Run, model: CycleGAN, images: Folders) -> RunLog | None:
-    """Save the configuration, say what is trained on what, and open the run's log; None in all but one process."""
-    if distributed.rank() > 0:
-        return None
-    run.save_config()
-    config = run.config
-    counts = f"{len(images[0].files)} {config.domain_a} and {len(images[1].files)} {config.domain_b} images"
-    precision = " in bf16" if model.amp else ""
-    others = f", the first of {distributed.count()} processes" if distributed.count() > 1 else ""
-    where = f"step {run.step} of {run.num_steps}, on {model.device}{precision}{others}"
-    print(f"{counts}; {printable(run.folder)}: {where}")
-    return RunLog(run)
-
-
-def say_finished_already(run: Run) -> None:
-    """Say that the run is complete, and how to continue it."""
-    if distributed.rank() == 0:
-        limit = "--max-steps" if 0 < run.config.max_steps <= run.step else "--num-epochs"
-        where = printable(run.folder)
-        print(f"{where} is finished: {run.step} steps; to continue raise {limit}, or choose another --run-name")
 
 
 def report_error(model: CycleGAN, samples: Folders, config: Config) -> None:

@@ -15,104 +15,26 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
-from generator_model import MAX_STRENGTH, blend
-from photos.faces import Face, find_faces
-from photos.photo import FaceRegion, Photo, Pixels, Region, Storage, WholeImage, open_photo, read_photo, write_photo
+from generator_model import MAX_STRENGTH
+from photos.faces import find_faces
+from photos.photo import Photo, Pixels, Storage, open_photo, read_photo, write_photo
+from photos.translator import Translator
 from photos.video import VIDEO_SUFFIXES, FaceSmoother, translate_video
 from training import distributed
 from utils import (
-    Template,
     UserError,
     atomic_write,
     command,
-    denormalize,
-    fast_layout,
-    has_fast_bf16,
-    normalize,
     pick_device,
     printable,
 )
 from weights.load import Direction, default_weights, load_weights
 
-FaceFinder = Callable[[Pixels], Sequence[Face]]  # It finds the faces in (H, W, 3) uint8 RGB pixels.
 Writer = Callable[[Photo, Path | io.BytesIO, Storage], None]  # This is `write_photo` with the user's options.
-
-
-class Translator:
-    """Translates the faces in photographs, or whole images, in bfloat16 where the hardware supports it.
-
-    Args:
-        generator: maps (N, 3, H, W) in [-1, 1] to the same, for H and W that are multiples of 4; moved to `device`.
-        image_size: side of the images that the generator was trained on, px.
-        template: where the landmarks lie in these (see `photos.crops.measure_template`); None translates whole images.
-        device: the device to run on.
-        batch_size: the generator translates at most this many crops at a time.
-        strength: how much of the change to apply (see `generator_model.blend`): 0 nothing, 1 what the generator gives.
-    """
-
-    def __init__(
-        self,
-        generator: nn.Module,
-        image_size: int,
-        *,
-        template: Template | None = None,
-        device: torch.device | str = "cpu",
-        batch_size: int = 8,
-        strength: float = 1.0,
-    ) -> None:
-        self.device = torch.device(device)
-        self.bf16 = has_fast_bf16(self.device)
-        layout = fast_layout(self.device, self.bf16)
-        self.generator = generator.to(self.device).to(memory_format=layout).eval()  # type: ignore[call-overload]
-        self.image_size = image_size
-        self.template = template
-        self.batch_size = batch_size
-        self.strength = strength
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Translate an image of any size; the result is upright. An image without a face is returned unchanged.
-
-        Raises:
-            ValueError: the image has 32 bits a channel, and so an unknown range.
-        """
-        photo = open_photo(image)
-        self.translate([photo])
-        return photo.result
-
-    def translate(self, photos: Sequence[Photo], find: FaceFinder = find_faces) -> None:
-        """Translate photographs in place, with crops of the same shape in common batches; `find` finds their faces."""
-        for photo in photos:
-            photo.regions = self._find_regions(photo.pixels, find)
-        jobs = [(photo, region, region.crop(photo.pixels)) for photo in photos for region in photo.regions]
-        for shape in sorted({crop.shape for *_, crop in jobs}):
-            same_shape = [job for job in jobs if job[2].shape == shape]
-            for start in range(0, len(same_shape), self.batch_size):
-                batch = same_shape[start : start + self.batch_size]
-                results = self._run(np.stack([before for *_, before in batch]))
-                for (photo, region, before), after in zip(batch, results, strict=True):
-                    region.put_back(photo.colours, before=before, after=after)
-
-    def _find_regions(self, pixels: Pixels, find: FaceFinder) -> Sequence[Region]:
-        if self.template is None:
-            return [WholeImage(self.image_size)]
-        return [FaceRegion(face, self.template, self.image_size) for face in find(pixels)]
-
-    @torch.inference_mode()
-    def _run(self, crops: np.ndarray) -> np.ndarray:
-        """Run the generator on (N, H, W, 3) crops, 0 to 255; the result is float32 of the same shape and range."""
-        images = normalize(torch.from_numpy(crops).permute(0, 3, 1, 2).to(self.device))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            translated: Tensor = self.generator(images)
-        translated = blend(images, translated.float(), self.strength)
-        result: np.ndarray = denormalize(translated).permute(0, 2, 3, 1).cpu().numpy()
-        return result
 
 
 def load_translator(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from config import BEFORE_THE_KNOB, PRESETS, Config, from_dict, parse_args, to_dict
+from config import BEFORE_THE_KNOB, PRESETS, Config, from_dict, to_dict
+from training.command_line import parse_args
 
 ROOT = Path(__file__).parent.parent
 

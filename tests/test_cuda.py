@@ -12,8 +12,8 @@ from test_train import CPU, assert_identical, difference, final_state, networks_
 
 import train
 from generator_model import Generator
+from photos.translator import Translator
 from training.model import CycleGAN
-from translate import Translator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 GPU = torch.device("cuda")

@@ -22,7 +22,8 @@ from generator_model import Generator
 from photos.crops import measure_template
 from photos.faces import find_faces
 from photos.photo import LABEL, open_photo, read_photo, write_photo
-from translate import Translator, find_jobs, load_translator, main
+from photos.translator import Translator
+from translate import find_jobs, load_translator, main
 from utils import UserError
 from weights.load import export_weights, load_weights
 from weights.safetensors_file import write_generators
@@ -459,7 +460,7 @@ def test_the_command_line_sets_the_strength(tmp_path: Path, monkeypatch: pytest.
         seen.append(strength)
         return translation
 
-    monkeypatch.setattr("translate.blend", note)
+    monkeypatch.setattr("photos.translator.blend", note)
     flags = [str(tmp_path / "a.png"), "--weights", str(weights), "--out", str(tmp_path / "out")]
     for strength in ([], ["--strength", "0"], ["--strength", "2.5"]):
         assert main([*flags, *strength]) == 0

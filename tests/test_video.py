@@ -13,8 +13,9 @@ from test_translate import TEMPLATE, Brighter, photograph
 
 from photos.faces import Face
 from photos.photo import write_photo
+from photos.translator import Translator
 from photos.video import FaceSmoother, translate_video
-from translate import Translator, translate_files
+from translate import translate_files
 from utils import UserError
 
 av = pytest.importorskip("av", reason="PyAV is in requirements-extra.txt")

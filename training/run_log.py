@@ -18,8 +18,9 @@ from tqdm import tqdm
 from config import to_dict
 from training import distributed
 from training.health import WINDOW, Symptom, symptoms_in_images, symptoms_in_losses
+from training.model import CycleGAN
 from training.run import Run
-from utils import atomic_write, image_grid, quantize, tensor_to_image
+from utils import atomic_write, image_grid, printable, quantize, tensor_to_image
 
 
 class RunLog:
@@ -162,3 +163,25 @@ class RunLog:
                 file.write_text(header + "".join(kept))
         else:
             path.unlink()
+
+
+def open_log(run: Run, model: CycleGAN, *, num_images: tuple[int, int]) -> RunLog | None:
+    """Save the configuration, say what is trained on what, and open the run's log; None in all but one process."""
+    if distributed.rank() > 0:
+        return None
+    run.save_config()
+    config = run.config
+    counts = f"{num_images[0]} {config.domain_a} and {num_images[1]} {config.domain_b} images"
+    precision = " in bf16" if model.amp else ""
+    others = f", the first of {distributed.count()} processes" if distributed.count() > 1 else ""
+    where = f"step {run.step} of {run.num_steps}, on {model.device}{precision}{others}"
+    print(f"{counts}; {printable(run.folder)}: {where}")
+    return RunLog(run)
+
+
+def say_finished_already(run: Run) -> None:
+    """Say that the run is complete, and how to continue it."""
+    if distributed.rank() == 0:
+        limit = "--max-steps" if 0 < run.config.max_steps <= run.step else "--num-epochs"
+        where = printable(run.folder)
+        print(f"{where} is finished: {run.step} steps; to continue raise {limit}, or choose another --run-name")
