@@ -323,3 +323,11 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as JSON values."""
     return asdict(config)
+
+
+def as_flag(knob: str, value: object) -> str:
+    """A knob's value as a flag of train.py."""
+    flag = knob.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"

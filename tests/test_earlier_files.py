@@ -7,6 +7,7 @@ numbers.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from conftest import make_folders, train_here
 
 from config import BEFORE_THE_KNOB, Config
+from training.command_line import parse_args
 from weights.load import Direction, load_generator, load_weights
 
 FILES = Path(__file__).parent / "files"
@@ -48,20 +50,33 @@ def test_the_configuration_and_the_template_are_read(path: Path) -> None:
     assert weights.template == TEMPLATE
 
 
-def test_an_earlier_run_resumes_and_ends_where_that_version_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_folders(tmp_path / "data", 3, 2)
-    folder = tmp_path / "runs" / "old"
-    (folder / "checkpoints").mkdir(parents=True)
-    shutil.copy(CHECKPOINT, folder / "checkpoints" / "step_00000004.pt")
-    config = Config(
-        **BEFORE_THE_KNOB,
+def earlier_run(folder: Path) -> Config:
+    """Put the checkpoint into a run's folder; the configuration with which its command would run today."""
+    make_folders(folder / "data", 3, 2)
+    (folder / "runs" / "old" / "checkpoints").mkdir(parents=True)
+    shutil.copy(CHECKPOINT, folder / "runs" / "old" / "checkpoints" / "step_00000004.pt")
+    return Config(
         data_dir="data", runs_dir="runs", run_name="old", image_size=32, base_channels=1, num_residuals=1, num_epochs=2,
         num_decay_epochs=1, num_workers=0, num_samples=2, pool_size=1, log_every_steps=1, sample_every_steps=100,
         checkpoint_every_steps=4, device="cpu", init_std=0.2, learning_rate=0.02,
     )  # fmt: skip
-    assert train_here(config) == 0
-    assert response(folder, "ab") == pytest.approx((-0.027896, 0.056090), abs=1e-3)
-    assert response(folder, "ba") == pytest.approx((0.037782, 0.073275), abs=1e-3)
+
+
+def test_an_earlier_run_resumes_and_ends_where_that_version_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train_here(replace(earlier_run(tmp_path), **BEFORE_THE_KNOB)) == 0
+    assert response(tmp_path / "runs" / "old", "ab") == pytest.approx((-0.027896, 0.056090), abs=1e-3)
+    assert response(tmp_path / "runs" / "old", "ba") == pytest.approx((0.037782, 0.073275), abs=1e-3)
+
+
+def test_the_flags_that_an_earlier_run_needs_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = earlier_run(tmp_path)
+    assert train_here(config) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "what an earlier version had: " in line)
+    flags = parse_args(line.split("what an earlier version had: ")[1].split())
+    assert train_here(replace(config, **{knob: getattr(flags, knob) for knob in BEFORE_THE_KNOB})) == 0

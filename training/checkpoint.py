@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from config import Config, from_dict, to_dict
+from config import Config, as_flag, from_dict, to_dict
 from utils import UserError, atomic_write, printable
 
 
@@ -183,9 +183,12 @@ def check_resumable(saved: dict[str, Any], config: Config, data: dict[str, str])
     changes += [(f"images of {x}", saved["data"][x], data[x]) for x in data if saved["data"][x] != data[x]]
     if changes:
         listed = ", ".join(f"{name} {before!r} -> {now!r}" for name, before, now in changes)
+        newer = " ".join(as_flag(name, before) for name, before, _ in changes if name not in saved["config"])
+        remedy = f", and add what an earlier version had: {newer}" if newer else ""
         raise UserError(
             f"this run was started with other settings: {listed}\n"
-            "to resume it repeat the command that started it; to start afresh choose another --run-name"
+            f"to resume it repeat the command that started it{remedy}\n"
+            "to start afresh choose another --run-name"
         )
 
 

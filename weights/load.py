@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from config import Config, from_dict, to_dict
+from config import Config, as_flag, from_dict, to_dict
 from generator_model import MAX_STRENGTH, Generator
 from training.checkpoint import CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint, saved_config
 from utils import Template, UserError, atomic_write, printable
@@ -155,7 +155,7 @@ def load_networks(path: str | os.PathLike[str], config: Config) -> dict[str, dic
     theirs, ours = weights.config.generator, config.generator
     differences = {knob: theirs[knob] for knob in ours if knob not in FREE_KNOBS and theirs[knob] != ours[knob]}
     if differences:
-        flags = " ".join(_as_flag(knob, value) for knob, value in differences.items())
+        flags = " ".join(as_flag(knob, value) for knob, value in differences.items())
         raise UserError(f"{printable(path)} holds generators of another kind; to start from them, add\n{flags}")
     theirs, ours = weights.config.discriminator, config.discriminator
     is_same_kind = all(theirs[knob] == ours[knob] for knob in ours if knob not in FREE_KNOBS)
@@ -163,14 +163,6 @@ def load_networks(path: str | os.PathLike[str], config: Config) -> dict[str, dic
         saved = _read_run_or_checkpoint(path)
         networks |= {name: saved[name] for name in ("disc_a", "disc_b")}
     return networks
-
-
-def _as_flag(knob: str, value: object) -> str:
-    """A knob's value as a flag of train.py."""
-    flag = knob.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {value}"
 
 
 def _build(config: Config, state: dict[str, Tensor], path: Path, name: str) -> Generator:
