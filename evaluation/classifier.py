@@ -20,7 +20,7 @@ NUM_STEPS = 800  # Each network is trained for this many steps,
 MAX_EPOCHS = 100  # but for no more passes over the larger domain than this,
 BATCH_SIZE = 32  # on batches of this many images, half of them from each domain,
 LEARNING_RATE = 2e-3  # with Adam at this learning rate, which falls linearly to zero in the second half.
-MAX_SHIFT = 4  # Training images are shifted by up to this, px,
+MAX_SHIFT_PX = 4  # Training images are shifted by up to this, px,
 MAX_CONTRAST = 0.2  # their contrast changes by up to this fraction,
 MAX_BRIGHTNESS = 0.1  # their brightness by up to this, for images in [-1, 1],
 MAX_BLUR = 1.0  # and half of the batches are blurred, with a sigma of up to this, px.
@@ -134,8 +134,8 @@ def _augment(images: Tensor) -> Tensor:
     Shift and blur are drawn once for the batch, flip, contrast and brightness for each image.
     """
     count, _, height, width = images.shape
-    top, left = torch.randint(0, 2 * MAX_SHIFT + 1, (2,)).tolist()
-    padded = F.pad(images, [MAX_SHIFT] * 4, mode="reflect")
+    top, left = torch.randint(0, 2 * MAX_SHIFT_PX + 1, (2,)).tolist()
+    padded = F.pad(images, [MAX_SHIFT_PX] * 4, mode="reflect")
     images = padded[..., top : top + height, left : left + width]
     flip, contrast, brightness = torch.rand(3, count, 1, 1, 1).to(images.device)
     images = torch.where(flip < 0.5, images.flip(3), images)

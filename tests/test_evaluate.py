@@ -223,6 +223,7 @@ def test_too_few_images_and_unequal_pairs_are_errors(tmp_path: Path, capsys: pyt
     assert "needs equally many test images of both domains, found 4 and 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_all_checkpoints_that_can_be_read_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folders(tmp_path / "data", 12, 10)
     run = [*SMALL, "--data-dir", str(tmp_path / "data"), "--max-steps", "6", "--num-workers", "0"]

@@ -157,6 +157,7 @@ def test_the_python_examples_export_and_translate(workspace: Path, finished_run:
     assert (workspace / "translated.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("torchrun")])
 def test_the_torchrun_commands_run(command: str, workspace: Path, finished_run: Path) -> None:
     """With two processes instead of four."""

@@ -31,6 +31,7 @@ def rendered(domain: str, numbers: range, side: int = 64) -> Tensor:
     return torch.stack(list(images()))
 
 
+@pytest.mark.slow
 def test_the_domain_classifier_learns_to_separate_the_domains_and_reports_its_accuracy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -50,6 +51,7 @@ def test_the_accuracy_is_low_when_the_domains_do_not_differ() -> None:
     assert accuracy < 0.85
 
 
+@pytest.mark.slow
 def test_training_the_classifier_is_reproducible_and_keeps_the_random_state() -> None:
     images = torch.rand(2, 20, 3, 16, 16)
     state = torch.get_rng_state()

@@ -154,7 +154,7 @@ def test_the_step_equals_the_reference_step(
 
 
 def test_a_run_goes_on_in_another_memory_layout(tiny: Tiny) -> None:
-    """As when it is resumed on another machine, whose hardware wants that layout."""
+    """As when it is resumed on another machine, whose hardware prefers that layout."""
     config = tiny()
     torch.manual_seed(0)
     saved, *models = (CycleGAN(config, CPU) for _ in range(3))
@@ -188,7 +188,7 @@ def compare_compiled_step(config: Config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("knobs", [{}, OLD])
 def test_the_compiled_step_equals_the_reference_step(tiny: Tiny, knobs: dict[str, Any]) -> None:
     """In float64, where it rounds differently but no more."""
@@ -644,6 +644,7 @@ def test_the_best_checkpoint_of_an_evaluated_run_is_kept(tiny: Tiny, capsys: pyt
     load_generator(path, "ab")
 
 
+@pytest.mark.slow
 def test_evaluations_do_not_change_what_is_learned_and_survive_a_resume(tiny: Tiny) -> None:
     knobs: dict[str, Any] = {"num_epochs": 3, "num_decay_epochs": 0}
     assert train_here(tiny(run_name="plain", **knobs)) == 0
