@@ -79,15 +79,9 @@ def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
         if not ema:
             raise UserError(f"{printable(path)} holds only the averaged weights; give a checkpoint for the raw ones")
         config, states, template, strength = _read_safetensors(path)
-    else:
-        saved = _read_run_or_checkpoint(path)
-        prefix = "ema_gen_" if ema else "gen_"
-        config = _config_in(saved, path)
-        template = saved.get("template")
-        strength = saved.get("strength")
-        states = {direction: saved[prefix + direction] for direction in DIRECTIONS}
-    generators = {direction: _build(config, state, path, f"gen_{direction}") for direction, state in states.items()}
-    return Weights(path, generators, config, _checked_template(template, path), _checked_strength(strength, path))
+        generators = {d: _build(config, state, path, f"gen_{d}") for d, state in states.items()}
+        return Weights(path, generators, config, _checked_template(template, path), _checked_strength(strength, path))
+    return _weights_in(_read_run_or_checkpoint(path), path, ema=ema)
 
 
 def default_weights(runs_dir: Path = Path(Config.runs_dir)) -> Path:
@@ -150,7 +144,8 @@ def load_networks(path: str | os.PathLike[str], config: Config) -> dict[str, dic
         UserError: as for `load_weights`; a direction is missing; or the generators are of another kind.
     """
     path = Path(path)
-    weights = load_weights(path)
+    saved = None if path.suffix == ".safetensors" else _read_run_or_checkpoint(path)
+    weights = load_weights(path) if saved is None else _weights_in(saved, path)
     networks = {f"gen_{direction}": weights.generator(direction).state_dict() for direction in DIRECTIONS}
     theirs, ours = weights.config.generator, config.generator
     differences = {knob: theirs[knob] for knob in ours if knob not in FREE_KNOBS and theirs[knob] != ours[knob]}
@@ -159,10 +154,18 @@ def load_networks(path: str | os.PathLike[str], config: Config) -> dict[str, dic
         raise UserError(f"{printable(path)} holds generators of another kind; to start from them, add\n{flags}")
     theirs, ours = weights.config.discriminator, config.discriminator
     is_same_kind = all(theirs[knob] == ours[knob] for knob in ours if knob not in FREE_KNOBS)
-    if is_same_kind and path.suffix != ".safetensors":
-        saved = _read_run_or_checkpoint(path)
+    if is_same_kind and saved is not None:
         networks |= {name: saved[name] for name in ("disc_a", "disc_b")}
     return networks
+
+
+def _weights_in(saved: dict[str, Any], path: Path, *, ema: bool = True) -> Weights:
+    """The trained generators in a checkpoint that was read from `path`."""
+    prefix = "ema_gen_" if ema else "gen_"
+    config = _config_in(saved, path)
+    generators = {d: _build(config, saved[prefix + d], path, f"gen_{d}") for d in DIRECTIONS}
+    template, strength = _checked_template(saved.get("template"), path), _checked_strength(saved.get("strength"), path)
+    return Weights(path, generators, config, template, strength)
 
 
 def _build(config: Config, state: dict[str, Tensor], path: Path, name: str) -> Generator:
