@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config
-from dataset import find_images, load_images
+from dataset import domain_folders, find_images, load_images
+from evaluation.classifier import resize
 from evaluation.metrics import absolute_errors, ssim, translate_in_batches
 from evaluation.report import (
     MISSING_PLOT,
@@ -30,15 +33,17 @@ from evaluation.report import (
     plot_strengths,
     ranking_table,
 )
-from evaluation.scorers import Scorers, cosines, load_scorers
+from evaluation.scorers import Scorers, add_inception, cosines, load_scorers
 from evaluation.scoring import (
     Domain,
     Task,
     best_strength,
-    classifier_rate,
     compare_with_inputs,
+    distances,
+    embed_real,
     estimates,
     score,
+    score_real,
     strength_curve,
 )
 from evaluation.validation import Validation
@@ -47,29 +52,52 @@ from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoin
 from utils import UserError, atomic_write, command, image_grid, pick_device, printable, tensor_to_image
 from weights.load import DIRECTIONS, OTHER, Direction, Weights, load_weights
 
+MAX_TRAINING_IMAGES = 4000  # At most this many training images of each domain are used,
+READ_BATCH = 32  # and so many are in memory at a time.
 SHEET_ROWS = 3  # A sheet holds this many of the best, of the median and of the worst translations.
 
 
 def load_domains(config: Config, device: torch.device, *, paired: bool) -> tuple[Domain, Domain]:
-    """Load the training and test images of domains a and b.
+    """Load domains a and b, see `load_domain`; UserError where pairs are incomplete."""
+    a, b = load_domain(config, 0, device), load_domain(config, 1, device)
+    if paired and len(a.test) != len(b.test):
+        folder_a, folder_b = (printable(path) for path in domain_folders(config, "test"))
+        raise UserError(
+            f"paired evaluation needs equally many test images of both domains, found {len(a.test)} and "
+            f"{len(b.test)};\nadd the missing ones to {folder_a} or {folder_b}"
+        )
+    return a, b
+
+
+def load_domain(config: Config, index: int, device: torch.device) -> Domain:
+    """Load the test images of domain a (index 0) or b (index 1), and find its training images.
+
+    At most MAX_TRAINING_IMAGES of the latter are used, evenly spread, and they are read whenever they are needed, so
+    that the memory that they take is bounded.
 
     Raises:
-        UserError: a folder has no images or too few, or `paired` is true and the domains differ in test images.
+        UserError: a folder has no images.
     """
-    train, test = find_images(config, "train"), find_images(config, "test")
-    for folder in (*train, *test):
+    train, test = (find_images(config, split)[index] for split in ("train", "test"))
+    for folder in (train, test):
         if not folder.files:
             raise UserError(f"no usable images in {printable(folder.path)}; give the data set's folder with --data-dir")
-    count_a, count_b = (len(folder.files) for folder in test)
-    if paired and count_a != count_b:
-        raise UserError(
-            f"paired evaluation needs equally many test images of both domains, found {count_a} and {count_b};\n"
-            f"add the missing ones to {printable(test[0].path)} or {printable(test[1].path)}"
-        )
-    train_a, train_b, test_a, test_b = (
-        load_images(folder.files, config.image_size).to(device) for folder in (*train, *test)
-    )
-    return Domain(config.domain_a, train_a, test_a), Domain(config.domain_b, train_b, test_b)
+    name = (config.domain_a, config.domain_b)[index]
+    every = math.ceil(len(train.files) / MAX_TRAINING_IMAGES)
+    files = train.files[::every]
+
+    def read_train() -> Iterator[Tensor]:
+        for start in tqdm(
+            range(0, len(files), READ_BATCH), f"reading {name}", unit=" batches", leave=False, disable=None
+        ):
+            yield load_images(files[start : start + READ_BATCH], config.image_size).to(device)
+
+    return Domain(name, read_train, load_images(test.files, config.image_size).to(device))
+
+
+def small_training_images(domain: Domain) -> Tensor:
+    """A domain's training images at the size at which the classifier sees them, (N, 3, SIDE, SIDE) in [-1, 1]."""
+    return torch.cat([resize(batch) for batch in domain.read_train()])
 
 
 def evaluate(
@@ -84,9 +112,9 @@ def evaluate(
 
     Returns:
         Rows by name: "this model"; "no change", which scores the inputs as if they were translations; and "real
-        against real", which scores one half of the target domain against the other, but reads only test images, since
-        the classifier was trained on the others. The model's values mean little without these two. And a sheet of
-        examples, (3, H', W') in [-1, 1]: inputs, translations, cycle reconstructions.
+        images", which scores the target's test images, and compares one half of all its images with the other. The
+        model's values mean little without these two. And a sheet of examples, (3, H', W') in [-1, 1]: inputs,
+        translations, cycle reconstructions.
     """
     # Translate the test images and translate the results back.
     real = task.source.test
@@ -94,16 +122,17 @@ def evaluate(
     rec = translate_in_batches(generators[OTHER[task.direction]], fake)
 
     # Score the translations and, for comparison, the unchanged inputs and real images of the target domain.
-    _, real_target = task.target.halves
     truth = task.target.test if task.paired else None
     embeddings = scorers.identity(real) if scorers.identity else None
-    model = score(fake, task, scorers=scorers, input_embeddings=embeddings, truth=truth)
-    model |= estimates(cycle_l1=absolute_errors(rec, real), cycle_ssim=ssim(rec, real))
-    model |= compare_with_inputs(fake, real)
+    references, others = embed_real(task.target, scorers=scorers)
+    compare = partial(
+        score, task=task, scorers=scorers, references=references, input_embeddings=embeddings, truth=truth
+    )
+    model = compare(fake) | estimates(cycle_l1=absolute_errors(rec, real), cycle_ssim=ssim(rec, real))
     rows = {
-        "this model": model,
-        "no change": score(real, task, scorers=scorers, input_embeddings=embeddings, truth=truth),
-        "real against real": score(real_target, task, scorers=scorers) | classifier_rate(task, scorers=scorers),
+        "this model": model | compare_with_inputs(fake, real),
+        "no change": compare(real),
+        "real images": score_real(task, scorers=scorers) | distances(others, references, scorers),
     }
 
     # Choose examples: those that keep the identity best, those in the middle, and those that keep it least.
@@ -138,7 +167,8 @@ def rank_checkpoints(run_dir: Path, out: Path, *, data_dir: str | None, device: 
     config = saved_config(saved)
     config = replace(config, data_dir=data_dir or config.data_dir)
     a, b = load_domains(config, device, paired=config.paired_test)
-    validation = Validation(a.train, b.train, a.test, b.test, config.paired_test)
+    small = small_training_images(a), small_training_images(b)
+    validation = Validation(*small, a.test, b.test, paired=config.paired_test)
     ranking: dict[int, dict[str, float]] = {}
     for path in tqdm(paths, unit=" checkpoints", leave=False, disable=None):
         try:
@@ -169,7 +199,7 @@ def report_strengths(weights: Weights, task: Task, *, scorers: Scorers, out: Pat
     """Score weaker and stronger translations of one direction, and plot the shares; returns as `report_direction`."""
     curve = strength_curve(weights.generator(task.direction), task, scorers=scorers)
     best = best_strength(curve)
-    real = classifier_rate(task, scorers=scorers)
+    real = score_real(task, scorers=scorers)
     columns = {f"S = {strength:g}": row for strength, row in curve.items()} | {"real images": real}
     if has_matplotlib():
         with atomic_write(out / f"strength_{task.direction}.png") as temporary:
@@ -218,7 +248,8 @@ def run(args: argparse.Namespace) -> str:
     config = replace(weights.config, data_dir=args.data_dir or weights.config.data_dir)
     paired = args.paired or config.paired_test
     a, b = load_domains(config, device, paired=paired)
-    scorers = load_scorers(a.train, b.train, inception_weights=args.inception_weights)
+    scorers = load_scorers(small_training_images(a), small_training_images(b))
+    add_inception(scorers, args.inception_weights, device)
     if not args.no_curve and not has_matplotlib():
         scorers.missing += (MISSING_PLOT,)
 

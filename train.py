@@ -41,7 +41,7 @@ from dataset import (
 )
 from discriminator_model import Discriminator
 from evaluation.metrics import paired_report, translate_in_batches
-from evaluation.validation import Validation
+from evaluation.validation import Validation, strengths_in
 from training import distributed
 from training.checkpoint import lock_run
 from training.diff_augment import Augment, draw_augmentation
@@ -260,6 +260,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
             # Evaluate the generators, and keep the best weights so far.
             if log and validation and run.is_at_multiple_of(config.evaluate_every_epochs * steps_per_epoch):
                 values = validation.measure(model.ema_gen_ab, model.ema_gen_ba)
+                run.strength = strengths_in(values) or run.strength
                 run.save_if_best(model, values["score"])
                 log.evaluation(run.step, values)
 
@@ -349,7 +350,7 @@ def build_validation(images: Folders, samples: Folders, config: Config, device: 
     train_a, train_b, test_a, test_b = (
         load_images(folder.files[:VALIDATION_IMAGES], config.image_size).to(device) for folder in (*images, *samples)
     )
-    return Validation(train_a, train_b, test_a, test_b, config.paired_test)
+    return Validation(train_a, train_b, test_a, test_b, paired=config.paired_test)
 
 
 def report_error(model: CycleGAN, samples: Folders, config: Config) -> None:

@@ -157,13 +157,18 @@ class Scorers:
     features_name: str = INCEPTION
     missing: tuple[str, ...] = ()
 
+    @property
+    def networks(self) -> dict[str, Features]:
+        """The features whose distributions are compared, by the measure of their distance."""
+        networks: dict[str, Features] = {"feature_distance": self.domain.embed}
+        return networks | ({"kid": self.features} if self.features else {})
 
-def load_scorers(train_a: Tensor, train_b: Tensor, *, inception_weights: str | None) -> Scorers:
-    """Train the domain classifier, and load SFace and Inception where they are installed.
+
+def load_scorers(train_a: Tensor, train_b: Tensor) -> Scorers:
+    """Train the domain classifier, and load SFace where it is installed.
 
     Args:
         train_a, train_b: training images (N, 3, H, W) in [-1, 1] of domains a and b, at least two of each.
-        inception_weights: path of Inception's weights; None downloads them on first use.
     """
     classifier, accuracy = train_domain_classifier(train_a, train_b)
     scorers = Scorers(classifier, accuracy)
@@ -171,8 +176,12 @@ def load_scorers(train_a: Tensor, train_b: Tensor, *, inception_weights: str | N
         scorers.identity = FaceEmbedder()
     except UserError as error:
         scorers.missing += (str(error),)
+    return scorers
+
+
+def add_inception(scorers: Scorers, weights: str | None, device: torch.device) -> None:
+    """Add Inception's features where they are installed; arguments as for `inception_features`."""
     try:
-        scorers.features = inception_features(inception_weights, train_a.device)
+        scorers.features = inception_features(weights, device)
     except UserError as error:
         scorers.missing += (str(error),)
-    return scorers

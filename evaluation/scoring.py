@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from evaluation.classifier import predicts_b
+from evaluation.distortions import DISTORTIONS
 from evaluation.metrics import (
     Estimate,
     absolute_errors,
@@ -32,17 +35,17 @@ STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # Translations are scored at th
 
 @dataclass(frozen=True)
 class Domain:
-    """The images of one domain, (N, 3, H, W) in [-1, 1]."""
+    """The images of one domain, (N, 3, H, W) in [-1, 1].
+
+    Attributes:
+        name: the domain's name.
+        read_train: reads the training images anew, a batch at a time: together they may not fit into memory.
+        test: the test images.
+    """
 
     name: str
-    train: Tensor
+    read_train: Callable[[], Iterable[Tensor]]
     test: Tensor
-
-    @property
-    def halves(self) -> tuple[Tensor, Tensor]:
-        """All images, training and test, in two halves: a reference, and real images to compare with it."""
-        images = torch.cat([self.train, self.test])
-        return images[::2], images[1::2]
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,15 @@ class Task:
         return f"{self.source.name} to {self.target.name}"
 
 
+References = dict[str, np.ndarray]  # The features (N, d) of real images, by the measure that compares them.
+
+
 def score(
     images: Tensor,
     task: Task,
     *,
     scorers: Scorers,
+    references: References,
     input_embeddings: np.ndarray | None = None,
     truth: Tensor | None = None,
 ) -> Row:
@@ -82,14 +89,15 @@ def score(
         images: translations, or other images to compare them with.
         task: the target domain.
         scorers: the networks that score the images.
+        references: the features of real images of the target domain, see `embed_real`.
         input_embeddings: (N, d), the embedded faces of the images' inputs; None leaves out the identity.
         truth: (N, 3, H, W) in [-1, 1], the ground truth of each image; None leaves out the errors.
     """
     row = score_success(images, task, scorers=scorers, input_embeddings=input_embeddings)
+    row |= score_damaged(images, task, scorers=scorers)
     if truth is not None:
         row |= estimates(truth_l1=absolute_errors(images, truth), truth_ssim=ssim(images, truth))
-    reference, _ = task.target.halves
-    return row | distances(images, reference, scorers=scorers)
+    return row | distances({key: network(images) for key, network in scorers.networks.items()}, references, scorers)
 
 
 def score_success(images: Tensor, task: Task, *, scorers: Scorers, input_embeddings: np.ndarray | None = None) -> Row:
@@ -113,9 +121,18 @@ def read_as_target(images: Tensor, task: Task, *, scorers: Scorers) -> np.ndarra
     return is_b if task.direction == "ab" else 1 - is_b
 
 
-def classifier_rate(task: Task, *, scorers: Scorers) -> Row:
-    """The share of the target's test images, which the classifier has not seen, that it assigns to the target."""
-    return estimates(domain=read_as_target(task.target.test, task, scorers=scorers))
+def score_damaged(images: Tensor, task: Task, *, scorers: Scorers) -> Row:
+    """The share of images that the classifier still assigns to the target after each of DISTORTIONS."""
+    return estimates(**{
+        f"domain_{name}": read_as_target(distort(images), task, scorers=scorers)
+        for name, distort in DISTORTIONS.items()
+    })  # fmt: skip
+
+
+def score_real(task: Task, *, scorers: Scorers) -> Row:
+    """Score the target's test images, which the classifier has not seen: no translation need score higher."""
+    row = score_success(task.target.test, task, scorers=scorers)
+    return row | score_damaged(task.target.test, task, scorers=scorers)
 
 
 def compare_with_inputs(images: Tensor, inputs: Tensor) -> Row:
@@ -124,15 +141,22 @@ def compare_with_inputs(images: Tensor, inputs: Tensor) -> Row:
     return estimates(sharpness=sharpness(images, inputs), change_outside=change_outside(images, inputs, inside))
 
 
-def distances(images: Tensor, reference: Tensor, *, scorers: Scorers) -> Row:
-    """The distances between the distributions of two sets of images, (N, 3, H, W) and (M, 3, H, W) in [-1, 1]."""
-    found = {"feature_distance": kernel_distance(scorers.domain.embed(images), scorers.domain.embed(reference))}
-    if scorers.features:
-        features, reference_features = scorers.features(images), scorers.features(reference)
-        found["kid"] = kernel_distance(features, reference_features)
-        if scorers.features_name == INCEPTION:
-            fid = frechet_distance(features, reference_features)
-            found["fid"] = Estimate(fid, count=len(images))
+def embed_real(domain: Domain, *, scorers: Scorers) -> tuple[References, References]:
+    """The features of all real images of a domain in two halves: a reference, and images to compare with it."""
+    found: dict[str, list[np.ndarray]] = {key: [] for key in scorers.networks}
+    for batch in chain(domain.read_train(), [domain.test]):
+        for key, network in scorers.networks.items():
+            found[key].append(network(batch))
+    features = {key: np.concatenate(parts) for key, parts in found.items()}
+    return {key: x[::2] for key, x in features.items()}, {key: x[1::2] for key, x in features.items()}
+
+
+def distances(features: References, references: References, scorers: Scorers) -> Row:
+    """The distances between the distributions of two sets of images, from their features by measure."""
+    found = {key: kernel_distance(features[key], references[key]) for key in features}
+    if "kid" in features and scorers.features_name == INCEPTION:
+        fid = frechet_distance(features["kid"], references["kid"])
+        found["fid"] = Estimate(fid, count=len(features["kid"]))
     return {key: distance for key, distance in found.items() if distance}
 
 

@@ -30,7 +30,7 @@ from training import checkpoint
 from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from training.model import CycleGAN
 from utils import UserError, seed_everything
-from weights.load import default_weights, export_weights, load_generator, load_weights
+from weights.load import BUNDLED_WEIGHTS, default_weights, export_weights, load_generator, load_weights
 
 
 def tiny_state(config: Config, step: int = 3) -> dict[str, Any]:
@@ -300,9 +300,8 @@ def test_weights_exported_in_half_precision_take_half_the_room_and_translate_ali
     assert 0 < difference.abs().max() < 0.01
 
 
-def test_the_newest_run_is_the_default(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no run in .*nowhere: say with --weights"):
-        default_weights(tmp_path / "nowhere")
+def test_the_newest_run_is_the_default_and_without_a_run_the_bundled_weights_are(saved: Path, tmp_path: Path) -> None:
+    assert default_weights(tmp_path / "nowhere") == BUNDLED_WEIGHTS
     older = tmp_path / "runs" / "older"
     shutil.copytree(saved.parent, older / "checkpoints")
     os.utime(older / "checkpoints" / saved.name, (1, 1))

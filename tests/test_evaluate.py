@@ -9,16 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, make_folders, run_train
+from conftest import SMALL, make_folders, make_image, run_train
 from PIL import Image
 from torch import Tensor, nn
 
 import evaluate
+from config import Config
+from dataset import load_images
 from evaluate import main
 from evaluation import report, scoring
 from evaluation.classifier import train_domain_classifier
+from evaluation.distortions import DISTORTIONS
 from evaluation.scorers import Scorers
 from evaluation.scoring import Domain, Task
+from evaluation.validation import Validation, strengths_in
+from utils import UserError, image_to_tensor
 
 
 class Shift(nn.Module):
@@ -36,8 +41,8 @@ def dark_and_bright() -> tuple[Domain, Domain]:
     """Two domains whose true translation adds or subtracts 0.8, and whose test images are true pairs."""
     torch.manual_seed(0)
     noise = [0.1 * torch.randn(count, 3, 16, 16) for count in (40, 40, 12)]
-    dark = Domain("dark", noise[0] - 0.4, noise[2] - 0.4)
-    return dark, Domain("bright", noise[1] + 0.4, noise[2] + 0.4)
+    dark = Domain("dark", lambda: torch.split(noise[0] - 0.4, 16), noise[2] - 0.4)
+    return dark, Domain("bright", lambda: torch.split(noise[1] + 0.4, 16), noise[2] + 0.4)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def scorers() -> Scorers:
     dark, bright = dark_and_bright()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evaluation.classifier.NUM_STEPS", 20)
-        return Scorers(*train_domain_classifier(dark.train, bright.train))
+        return Scorers(*train_domain_classifier(*(torch.cat([*x.read_train()]) for x in (dark, bright))))
 
 
 @pytest.fixture
@@ -70,7 +75,7 @@ def test_a_perfect_model_gets_perfect_scores(scorers: Scorers) -> None:
     dark, bright = dark_and_bright()
     task = Task("ab", dark, bright, paired=True)
     rows, sheet = evaluate.evaluate({"ab": Shift(0.8), "ba": Shift(-0.8)}, task, scorers=scorers)
-    model, unchanged, real = rows["this model"], rows["no change"], rows["real against real"]
+    model, unchanged, real = rows["this model"], rows["no change"], rows["real images"]
     assert scorers.domain_accuracy == 1
     assert (model["domain"].value, unchanged["domain"].value, real["domain"].value) == (1, 0, 1)
     assert model["truth_l1"].value == pytest.approx(0, abs=1e-6)
@@ -109,7 +114,7 @@ def test_success_means_the_target_domain_and_the_same_person(scorers_with_identi
 def test_the_rate_of_the_classifier_is_measured_on_images_that_it_has_not_seen(scorers: Scorers) -> None:
     dark, bright = dark_and_bright()
     rows, _ = evaluate.evaluate({"ab": Shift(0), "ba": Shift(0)}, Task("ab", dark, bright, False), scorers=scorers)
-    rate = rows["real against real"]["domain"]
+    rate = rows["real images"]["domain"]
     assert (rate.value, rate.count) == (1, len(bright.test))
 
 
@@ -190,7 +195,7 @@ def test_the_command_writes_tables_a_json_file_and_sheets(tmp_path: Path, capsys
     saved = json.loads((out / "evaluation.json").read_text())
     for direction in ("ab", "ba"):
         assert set(saved[direction]) == {
-            "strength", "this model", "no change", "real against real", "best_strength", "by_strength"
+            "strength", "this model", "no change", "real images", "best_strength", "by_strength"
         }  # fmt: skip
         assert saved[direction]["strength"] == 1
         assert saved[direction]["best_strength"] in scoring.STRENGTHS
@@ -236,3 +241,94 @@ def test_all_checkpoints_that_can_be_read_are_ranked(tmp_path: Path, capsys: pyt
     scores = [ranking[step]["score"] for step in re.findall(r"^\| (\d+) ", capsys.readouterr().out, re.MULTILINE)]
     assert scores == sorted(scores, reverse=True)
     assert Image.open(out / "curves.png").width == report.CURVE_SIZE[0]
+
+
+def test_a_domain_holds_no_training_images_in_memory_and_uses_at_most_so_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "MAX_TRAINING_IMAGES", 5)
+    monkeypatch.setattr(evaluate, "READ_BATCH", 2)
+    make_folders(tmp_path / "data", 9, 3)
+    config = Config(data_dir=str(tmp_path / "data"), image_size=32)
+    domain = evaluate.load_domain(config, 0, torch.device("cpu"))
+    files = sorted((tmp_path / "data" / "train" / "european").iterdir())
+    batches = [*domain.read_train()]
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat(batches), load_images(files[::2], 32))
+    assert torch.equal(torch.cat([*domain.read_train()]), torch.cat(batches))  # it can be read again
+
+
+@pytest.mark.parametrize("name", DISTORTIONS)
+def test_damage_is_small_but_not_nothing(name: str) -> None:
+    images = torch.stack([image_to_tensor(make_image(seed, (64, 64))) for seed in range(4)])
+    damaged = DISTORTIONS[name](images)
+    assert damaged.shape == images.shape
+    assert damaged.dtype == torch.float32
+    change = (damaged - images).abs().mean(dim=(1, 2, 3))
+    assert change.min() > 0.001
+    assert change.max() < 0.15
+
+
+def test_the_shift_moves_pixels_right_and_down() -> None:
+    image = image_to_tensor(make_image(0, (64, 64)))[None]
+    assert torch.equal(DISTORTIONS["shift"](image)[..., 2:, 2:], image[..., :-2, :-2])
+
+
+def test_a_change_that_jpeg_removes_is_not_read_after_it() -> None:
+    """A classifier that reads the finest checkerboard is fooled by it, and only until the picture is saved."""
+    checkerboard = 0.03 * (1 - 2 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2).float())
+    inputs = torch.full((2, 3, 32, 32), -0.2)
+    scorers = Scorers(ReadsCheckerboards(), 1.0)  # type: ignore[arg-type]
+    domain = Domain("grey", lambda: [inputs], inputs)
+    row = scoring.score_damaged(inputs + checkerboard, Task("ab", domain, domain, False), scorers=scorers)
+    assert {key: estimate.value for key, estimate in row.items()} == {
+        "domain_jpeg": 0, "domain_blur": 0, "domain_shift": 1
+    }  # fmt: skip
+
+
+class ReadsCheckerboards(nn.Module):
+    """A classifier that assigns an image to b if neighbouring pixels differ."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images[..., 1:] - images[..., :-1]).abs().mean(dim=(1, 2, 3)) - 0.02
+
+
+# --- Validation
+
+
+def validation(monkeypatch: pytest.MonkeyPatch, identity: object, *, paired: bool = False) -> Validation:
+    """A validation of the two domains, with `identity` in place of SFace."""
+    monkeypatch.setattr("evaluation.scorers.FaceEmbedder", identity)
+    dark, bright = dark_and_bright()
+    train_dark, train_bright = (torch.cat([*domain.read_train()]) for domain in (dark, bright))
+    return Validation(train_dark, train_bright, dark.test, bright.test, paired=paired)
+
+
+def no_identity() -> None:
+    raise UserError("SFace is not installed")
+
+
+def test_a_validation_finds_the_best_strength_and_scores_the_success_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = validation(monkeypatch, lambda: pattern).measure(Shift(0.2), Shift(-0.8))
+    assert values["domain_ab"] == values["joint_ab"] == values["rank_one_ab"] == 1
+    assert values["strength_ab"] > values["strength_ba"]  # the weaker generator needs more strength
+    assert values["score"] == (values["joint_ab"] + values["joint_ba"]) / 2
+    assert values["real_domain_ab"] == values["real_domain_ba"] == 1
+    assert strengths_in(values) == {"ab": values["strength_ab"], "ba": values["strength_ba"]}
+
+
+@pytest.mark.parametrize("identity", [no_identity, lambda: lambda images: np.full((len(images), 2), np.nan)])
+def test_without_faces_a_validation_scores_the_domain_and_the_cycle(
+    monkeypatch: pytest.MonkeyPatch, identity: object
+) -> None:
+    values = validation(monkeypatch, identity).measure(Shift(0.8), Shift(-0.8))
+    assert "joint_ab" not in values
+    assert values["score"] == pytest.approx(1, abs=1e-3)
+    assert validation(monkeypatch, identity).measure(Shift(0), Shift(0))["score"] == 0
+    assert strengths_in(values) is None
+
+
+def test_on_true_pairs_a_validation_scores_the_error_to_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = validation(monkeypatch, lambda: pattern, paired=True).measure(Shift(0.8), Shift(-0.7))
+    assert values["score"] == pytest.approx(1 - (0 + 0.05) / 2, abs=1e-6)
+    assert "joint_ab" in values

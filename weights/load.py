@@ -20,6 +20,7 @@ from weights.safetensors_file import read_generators, write_generators
 Direction = Literal["ab", "ba"]
 DIRECTIONS: tuple[Direction, ...] = ("ab", "ba")  # From domain a to b, and from b to a.
 OTHER: dict[Direction, Direction] = {"ab": "ba", "ba": "ab"}
+BUNDLED_WEIGHTS = Path(__file__).parents[1] / "assets" / "weights_rendered_128.safetensors"
 FREE_KNOBS = {"init_std", "recompute"}  # Networks that differ in these knobs alone have weights of the same meaning.
 MAX_POSITION = 10  # Landmarks of a template are closer to its corner than this many sides of the image.
 
@@ -85,15 +86,10 @@ def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
 
 
 def default_weights(runs_dir: Path = Path(Config.runs_dir)) -> Path:
-    """The run whose newest checkpoint is the newest of all; UserError where there is no run."""
+    """The run whose newest checkpoint is the newest of all, or the weights that come with the program without any."""
     runs = [(checkpoints[-1].stat().st_mtime, folder) for folder in sorted(runs_dir.glob("*"))
             if (checkpoints := list_checkpoints(folder / "checkpoints"))]  # fmt: skip
-    if not runs:
-        raise UserError(
-            f"there is no run in {printable(runs_dir)}: say with --weights where the trained generators are,\n"
-            "train some with python train.py, or download some with python download_files.py --weights"
-        )
-    return max(runs)[1]
+    return max(runs)[1] if runs else BUNDLED_WEIGHTS
 
 
 def load_generator(path: str | os.PathLike[str], direction: Direction, *, ema: bool = True) -> Generator:
