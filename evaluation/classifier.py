@@ -10,20 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.diff_augment import blur, draw_blur
+from training.diff_augment import blur, cut_out, draw_blur
 from utils import UserError
 
 NUM_NETWORKS = 3  # The logits of this many networks are averaged, because each errs where its seed led it.
 SIDE = 64  # Inputs are resized to this side, px.
 CHANNELS = 24  # A network's first layer has this many channels.
-NUM_STEPS = 800  # Each network is trained for this many steps,
+NUM_STEPS = 1600  # Each network is trained for this many steps,
 MAX_EPOCHS = 100  # but for no more passes over the larger domain than this,
 BATCH_SIZE = 32  # on batches of this many images, half of them from each domain,
-LEARNING_RATE = 2e-3  # with Adam at this learning rate, which falls linearly to zero in the second half.
-MAX_SHIFT_PX = 4  # Training images are shifted by up to this, px,
-MAX_CONTRAST = 0.2  # their contrast changes by up to this fraction,
-MAX_BRIGHTNESS = 0.1  # their brightness by up to this, for images in [-1, 1],
-MAX_BLUR = 1.0  # and half of the batches are blurred, with a sigma of up to this, px.
+LEARNING_RATE = 2e-3  # with AdamW at this learning rate, which falls linearly to zero in the second half,
+WEIGHT_DECAY = 0.01  # and this weight decay.
+MAX_ROTATION = math.radians(10)  # Training images are rotated by up to this, radians,
+MAX_ZOOM = 0.12  # their size changes by up to this fraction,
+MAX_SHIFT = 0.06  # they move by up to this fraction of their sides,
+MAX_CONTRAST = 0.3  # their contrast changes by up to this fraction,
+MAX_BRIGHTNESS = 0.2  # their brightness by up to this, for images in [-1, 1],
+MAX_TINT = 0.1  # each colour by up to this besides,
+MAX_BLUR = 1.0  # half of the batches are blurred, with a sigma of up to this, px,
+CUT_SIDE = 0.3  # and a square with this fraction of the sides is cut out of each image.
 HELD_OUT = 5  # Every fifth training image is held out to measure the accuracy.
 
 
@@ -35,9 +40,10 @@ class DomainClassifier(nn.Module):
         self.networks = nn.ModuleList(DomainNetwork() for _ in range(num_networks))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N,) of images (N, 3, H, W) in [-1, 1]; a positive logit predicts domain b."""
+        """Logits (N,) of images (N, 3, H, W) in [-1, 1], each with its mirror image; a positive one predicts b."""
         small = resize(images)  # (N, 3, SIDE, SIDE)
-        return torch.stack([network(small) for network in self.networks]).mean(dim=0)  # (N,)
+        logits = [network(view) for network in self.networks for view in (small, small.flip(3))]
+        return torch.stack(logits).mean(dim=0)  # (N,)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> np.ndarray:
@@ -117,7 +123,7 @@ def _train_network(network: nn.Module, small_a: Tensor, small_b: Tensor) -> None
     """Train a network on random images of both domains, equally many in each batch."""
     half = BATCH_SIZE // 2
     labels = torch.cat([torch.zeros(half), torch.ones(half)]).to(small_a.device)
-    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps_per_epoch = math.ceil(max(len(small_a), len(small_b)) / half)
     num_steps = min(NUM_STEPS, MAX_EPOCHS * steps_per_epoch)
     for step in range(num_steps):
@@ -131,16 +137,33 @@ def _train_network(network: nn.Module, small_a: Tensor, small_b: Tensor) -> None
 def _augment(images: Tensor) -> Tensor:
     """Change images (N, 3, H, W) at random, so that the networks do not learn trivial differences of the folders.
 
-    Shift and blur are drawn once for the batch, flip, contrast and brightness for each image.
+    The blur is drawn once for the batch, everything else for each image.
     """
-    count, _, height, width = images.shape
-    top, left = torch.randint(0, 2 * MAX_SHIFT_PX + 1, (2,)).tolist()
-    padded = F.pad(images, [MAX_SHIFT_PX] * 4, mode="reflect")
-    images = padded[..., top : top + height, left : left + width]
-    flip, contrast, brightness = torch.rand(3, count, 1, 1, 1).to(images.device)
-    images = torch.where(flip < 0.5, images.flip(3), images)
-    images = images * (1 + MAX_CONTRAST * (2 * contrast - 1)) + MAX_BRIGHTNESS * (2 * brightness - 1)
-    return blur(images, draw_blur(MAX_BLUR))
+    images = blur(_recolour(_transform(images)), draw_blur(MAX_BLUR))
+    row, column = torch.rand(2, len(images), 1, 1, 1).to(images.device)
+    return cut_out(images, row, column, CUT_SIDE)
+
+
+def _transform(images: Tensor) -> Tensor:
+    """Flip, rotate, zoom and shift each image; what comes in from beyond the border is its reflection."""
+    count = len(images)
+    angle, zoom, right, down = (2 * torch.rand(4, count) - 1).to(images.device)
+    mirror = 1 - 2 * torch.randint(0, 2, (count,)).to(images.device)
+    scale = 1 + MAX_ZOOM * zoom
+    cos, sin = scale * torch.cos(MAX_ROTATION * angle), scale * torch.sin(MAX_ROTATION * angle)
+    shift = 2 * MAX_SHIFT  # an image is 2 wide in the coordinates of grid_sample
+    matrix = torch.stack([mirror * cos, -sin, shift * right, mirror * sin, cos, shift * down], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)  # (N, H, W, 2)
+    transformed: Tensor = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return transformed
+
+
+def _recolour(images: Tensor) -> Tensor:
+    """Change the contrast, the brightness and the tint of each image."""
+    contrast, brightness = (2 * torch.rand(2, len(images), 1, 1, 1) - 1).to(images.device)
+    tint = (2 * torch.rand(len(images), 3, 1, 1) - 1).to(images.device)
+    recoloured: Tensor = images * (1 + MAX_CONTRAST * contrast) + MAX_BRIGHTNESS * brightness + MAX_TINT * tint
+    return recoloured
 
 
 @torch.no_grad()

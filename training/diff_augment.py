@@ -48,7 +48,10 @@ def diff_augment(images: Tensor, policy: Policy) -> Tensor:
     """
     if policy == "all":
         images = _recolour(images)
-    return images if policy == "none" else _cut_out(_shift(images))
+    if policy == "none":
+        return images
+    images = _shift(images)
+    return cut_out(images, _uniform(images, 0, 1), _uniform(images, 0, 1), CUT_SIDE)
 
 
 def draw_blur(max_sigma: float) -> Tensor | None:
@@ -103,11 +106,17 @@ def _shift(images: Tensor) -> Tensor:
                         for image, top, left in zip(padded, tops, lefts, strict=True)])  # fmt: skip
 
 
-def _cut_out(images: Tensor) -> Tensor:
-    """Set a rectangle with CUT_SIDE of the sides to 0; its centre lies anywhere, so it may reach beyond the border."""
+def cut_out(images: Tensor, row: Tensor, column: Tensor, side: float) -> Tensor:
+    """Set a rectangle of each image to 0; it may reach beyond the border.
+
+    Args:
+        images: (N, C, H, W).
+        row, column: the rectangles' centres as fractions of the sides, (N, 1, 1, 1).
+        side: their sides as a fraction of the image's.
+    """
     height, width = images.shape[-2:]
-    row = torch.arange(height, device=images.device).view(1, 1, -1, 1)
-    column = torch.arange(width, device=images.device).view(1, 1, 1, -1)
-    near_row = (row - _uniform(images, 0, height)).abs() < CUT_SIDE * height / 2
-    near_column = (column - _uniform(images, 0, width)).abs() < CUT_SIDE * width / 2
+    rows = torch.arange(height, device=images.device).view(1, 1, -1, 1)
+    columns = torch.arange(width, device=images.device).view(1, 1, 1, -1)
+    near_row = (rows - row * height).abs() < side * height / 2
+    near_column = (columns - column * width).abs() < side * width / 2
     return images * ~(near_row & near_column)
