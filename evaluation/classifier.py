@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from training.diff_augment import blur, cut_out, draw_blur
 from utils import UserError
@@ -111,7 +112,7 @@ def train_domain_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too, which are not restored
         classifier = DomainClassifier(num_networks).to(images_a.device)
-        for network in classifier.networks:
+        for network in tqdm(classifier.networks, "domain classifier", unit=" networks", leave=False, disable=None):
             _train_network(network, resize(train_a), resize(train_b))
     classifier.eval().requires_grad_(False)
     accuracy_a = 1 - predicts_b(classifier, images_a[::HELD_OUT]).mean()

@@ -16,6 +16,7 @@ SSIM_WINDOW = 11  # The window that SSIM compares has sides of this many px.
 SSIM_SIGMA = 1.5  # The window's weights fall off as a Gaussian with this standard deviation, px.
 SSIM_C1 = 0.01**2  # This keeps the quotient of the means stable where both are near 0.
 SSIM_C2 = 0.03**2  # This keeps the quotient of the variances stable where both are near 0.
+SSIM_BATCH = 16  # So many images are compared at a time.
 BOOTSTRAP_ROUNDS = 1000  # An interval for a mean comes from this many resampled means.
 KERNEL_BOOTSTRAP_ROUNDS = 200  # An interval for a kernel distance comes from fewer, because each costs more.
 CONFIDENCE = (0.025, 0.975)  # A 95 % interval lies between these quantiles.
@@ -98,8 +99,12 @@ def ssim(images: Tensor, truth: Tensor) -> np.ndarray:
     Args:
         images, truth: (N, 3, H, W) in [-1, 1], with sides of at least SSIM_WINDOW px.
     """
-    x = denormalize(images) / 255
-    y = denormalize(truth) / 255
+    pairs = zip(torch.split(images, SSIM_BATCH), torch.split(truth, SSIM_BATCH), strict=True)
+    return np.concatenate([_ssim(denormalize(x) / 255, denormalize(y) / 255) for x, y in pairs])
+
+
+def _ssim(x: Tensor, y: Tensor) -> np.ndarray:
+    """Structural similarity of images (N, 3, H, W) in [0, 1], (N,); it needs nine times the room that they take."""
     offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
     bell = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
     window = torch.outer(bell, bell) / bell.sum() ** 2  # (SSIM_WINDOW, SSIM_WINDOW)
