@@ -130,7 +130,7 @@ def evaluate(
     )
     model = compare(fake) | estimates(cycle_l1=absolute_errors(rec, real), cycle_ssim=ssim(rec, real))
     rows = {
-        "this model": model | compare_with_inputs(fake, real),
+        "this model": model | compare_with_inputs(fake, real, task.template),
         "no change": compare(real),
         "real images": score_real(task, scorers=scorers) | distances(others, references, scorers),
     }
@@ -261,7 +261,7 @@ def run(args: argparse.Namespace) -> str:
     for direction, source, target in sides:
         if args.direction in (direction, "both"):
             strength = weights.strength(direction) if args.strength is None else args.strength
-            task = Task(direction, source, target, paired, strength)
+            task = Task(direction, source, target, paired, strength, weights.template)
             table, report[direction] = report_direction(weights, task, scorers=scorers, out=args.out)
             sections.append(table)
             if not args.no_curve:

@@ -28,6 +28,7 @@ from evaluation.report import Row
 from evaluation.scorers import INCEPTION, Scorers, cosines, frechet_distance
 from generator_model import blend
 from photos.crops import paste_mask
+from utils import Template
 from weights.load import Direction
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # Translations are scored at these strengths.
@@ -57,6 +58,7 @@ class Task:
         source, target: the two domains.
         paired: whether their test images with the same index are true translations of each other.
         strength: how much of the change to apply, see `generator_model.blend`.
+        template: where the landmarks of faces are in the images; None for images of other things.
     """
 
     direction: Direction
@@ -64,6 +66,7 @@ class Task:
     target: Domain
     paired: bool
     strength: float = 1.0
+    template: Template | None = None
 
     @property
     def name(self) -> str:
@@ -135,10 +138,18 @@ def score_real(task: Task, *, scorers: Scorers) -> Row:
     return row | score_damaged(task.target.test, task, scorers=scorers)
 
 
-def compare_with_inputs(images: Tensor, inputs: Tensor) -> Row:
-    """How sharp translations are, and where they change, relative to their inputs; both (N, 3, H, W) in [-1, 1]."""
-    inside = torch.from_numpy(paste_mask(inputs.shape[-1]) == 1).to(inputs.device)  # (H, W)
-    return estimates(sharpness=sharpness(images, inputs), change_outside=change_outside(images, inputs, inside))
+def compare_with_inputs(images: Tensor, inputs: Tensor, template: Template | None) -> Row:
+    """How sharp translations are, and where they change, relative to their inputs.
+
+    Args:
+        images, inputs: (N, 3, H, W) in [-1, 1].
+        template: where the landmarks of faces are; None for images of other things, which have no inside.
+    """
+    row = estimates(sharpness=sharpness(images, inputs))
+    if template is None:
+        return row
+    inside = torch.from_numpy(paste_mask(inputs.shape[-1], template) == 1).to(inputs.device)  # (H, W)
+    return row | estimates(change_outside=change_outside(images, inputs, inside))
 
 
 def embed_real(domain: Domain, *, scorers: Scorers) -> tuple[References, References]:
@@ -169,7 +180,7 @@ def strength_curve(generator: nn.Module, task: Task, *, scorers: Scorers) -> dic
     for strength in tqdm(STRENGTHS, unit=" strengths", leave=False, disable=None):
         images = blend(real, fake, strength)
         row = score_success(images, task, scorers=scorers, input_embeddings=embeddings)
-        curve[strength] = row | compare_with_inputs(images, real)
+        curve[strength] = row | compare_with_inputs(images, real, task.template)
     return curve
 
 

@@ -12,8 +12,14 @@ from photos.faces import Face, find_faces
 from photos.geometry import shift, similarity, transform, warp
 from utils import Template
 
-MASK_INSIDE = 0.6  # A change is pasted in full up to this distance from the crop's centre, in half sides.
-MASK_OUTSIDE = 0.94  # From there it fades, and nothing is pasted beyond this distance.
+# Changes are pasted in an ellipse around the face. Hair is left out: it may reach beyond the crop, and would then have
+# two colours.
+FACE_CENTRE = 0.45  # The ellipse's centre lies this far from the eyes to the mouth,
+FACE_HEIGHT = 1.4  # its half height is this many times their distance,
+FACE_WIDTH = 1.25  # and its half width this many times the distance between the eyes.
+FACE_INSIDE = 0.72  # A change is pasted in full up to this fraction of the ellipse's radius. From there it fades.
+BORDER = 0.04  # Nothing is pasted nearer to the crop's border than this, in half sides,
+BORDER_FADE = 0.12  # and from there on a change grows over this distance.
 UPSCALING = 4  # A change is enlarged by this with cubic interpolation, and from there on linearly.
 FIXED_POINT = 64  # Changes are rounded to this fraction of a grey level, so that int16 can hold them.
 MIN_FACE_SHARE = 0.5  # A template needs exactly one face in at least this share of the images.
@@ -38,7 +44,7 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
     """Add the change between two versions of a crop to the image that the crop was cut from, in place.
 
     Only the change is resized to the image's resolution, so that the image keeps its own detail even where the face is
-    much larger than the crop. The change fades out before the crop's border (see `paste_mask`). Pixels outside the mask
+    much larger than the crop. The change fades out around the face (see `paste_mask`). Pixels outside the mask
     stay as they are, and so does the whole image if the crop has not changed.
 
     Args:
@@ -49,7 +55,7 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
         after: the translated crop, of the same shape and range.
     """
     size = len(before)
-    change = (after.astype(np.float32) - before) * (paste_mask(size)[..., None] * FIXED_POINT)
+    change = (after.astype(np.float32) - before) * (paste_mask(size, template)[..., None] * FIXED_POINT)
     enlarged_side = UPSCALING * size
     enlarged = cv2.resize(change, (enlarged_side, enlarged_side), interpolation=cv2.INTER_CUBIC).astype(np.int16)
     to_image = np.linalg.inv(similarity(face.landmarks, np.array(template) * size))
@@ -66,12 +72,27 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
 
 
 @cache
-def paste_mask(size: int) -> np.ndarray:
-    """How much of a crop's change is pasted, (size, size) float32, 0 to 1: 1 in a rounded square, 0 at the border."""
-    across = np.abs((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1)
-    radius = (across[:, None] ** 4 + across[None] ** 4) ** 0.25
-    fade = np.clip((MASK_OUTSIDE - radius) / (MASK_OUTSIDE - MASK_INSIDE), 0, 1)
-    mask: np.ndarray = fade * fade * (3 - 2 * fade)
+def paste_mask(size: int, template: Template) -> np.ndarray:
+    """How much of a crop's change is pasted, (size, size) float32: 1 in the face, 0 at the border and beyond the face.
+
+    Args:
+        size: side of the crop, px.
+        template: where the face's landmarks lie in the crop.
+    """
+    right_eye, left_eye, _, right_mouth, left_mouth = np.array(template, np.float32) * size
+    eyes, mouth = (right_eye + left_eye) / 2, (right_mouth + left_mouth) / 2
+    eye_distance, face_length = (max(float(np.linalg.norm(x)), 1e-6) for x in (left_eye - right_eye, mouth - eyes))
+    y_axis = (mouth - eyes) / face_length
+    x_axis = np.array([y_axis[1], -y_axis[0]])
+    centre = eyes + FACE_CENTRE * (mouth - eyes)
+    across = np.arange(size, dtype=np.float32) + 0.5
+    offsets = np.stack(np.meshgrid(across, across), axis=-1) - centre  # (size, size, 2), x and y
+    x, y = offsets @ x_axis / (FACE_WIDTH * eye_distance), offsets @ y_axis / (FACE_HEIGHT * face_length)
+    radius = np.hypot(x, y)  # 1 on the ellipse
+    to_border = 1 - np.abs(2 * across / size - 1)  # in half sides
+    from_border = (np.minimum.outer(to_border, to_border) - BORDER) / BORDER_FADE
+    fade = np.clip(np.minimum((1 - radius) / (1 - FACE_INSIDE), from_border), 0, 1)
+    mask: np.ndarray = (fade * fade * (3 - 2 * fade)).astype(np.float32)
     return mask
 
 

@@ -94,6 +94,7 @@ def test_a_model_that_does_nothing_scores_like_its_inputs(scorers: Scorers) -> N
         assert rows["this model"][column] == estimate
     assert rows["this model"]["domain"].value == 0
     assert "truth_l1" not in rows["this model"]
+    assert "change_outside" not in rows["this model"]  # without a template there is no face to be outside of
 
 
 def values_of(row: report.Row) -> dict[str, float]:
@@ -102,7 +103,8 @@ def values_of(row: report.Row) -> dict[str, float]:
 
 def test_success_means_the_target_domain_and_the_same_person(scorers_with_identity: Scorers) -> None:
     dark, bright = dark_and_bright()
-    task = Task("ab", dark, bright, paired=False)
+    landmarks = ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.35, 0.7), (0.65, 0.7))
+    task = Task("ab", dark, bright, paired=False, template=landmarks)
     rows, _ = evaluate.evaluate({"ab": Shift(0.8), "ba": Shift(-0.8)}, task, scorers=scorers_with_identity)
     model, unchanged = rows["this model"], rows["no change"]
     assert values_of(model) == {"joint": 1, "domain": 1, "rank_one": 1, "face_found": 1}

@@ -158,10 +158,12 @@ def test_a_change_is_pasted_into_the_face_and_nowhere_else(scale: float, degrees
     paste(pasted, face, template=TEMPLATE, before=crop, after=crop.astype(np.float32) + 10)
     change = pasted.astype(int) - image
     y, x = np.indices((600, 700)) + 0.5
-    offset = transform(np.linalg.inv(similarity(SQUARE, face.landmarks)), np.stack([x.ravel(), y.ravel()], axis=1)) - 50
-    radius = ((offset / 50) ** 4).sum(axis=1).reshape(600, 700) ** 0.25  # The radius is 1 at the crop's border.
-    assert np.abs(change[radius < 0.55] - 10).max() <= 1
-    assert (change[radius > 1] == 0).all()
+    in_crop = transform(np.linalg.inv(similarity(SQUARE, face.landmarks)), np.stack([x.ravel(), y.ravel()], axis=1))
+    eyes, mouth = SQUARE[:2].mean(axis=0), SQUARE[3:].mean(axis=0)
+    sizes = [np.linalg.norm(SQUARE[1] - SQUARE[0]), np.linalg.norm(mouth - eyes)]  # TEMPLATE's face is upright
+    radius = np.hypot(*((in_crop - (0.6 * eyes + 0.4 * mouth)) / sizes).T).reshape(600, 700)
+    assert np.abs(change[radius < 0.75] - 10).max() <= 1
+    assert (change[radius > 1.5] == 0).all()
     assert change.min() >= 0
     steepest = np.abs(np.diff(change[300].astype(int), axis=0)).max()
     assert steepest <= max(2, round(3 / scale)), "the change ends at an edge"
@@ -188,13 +190,23 @@ def test_only_the_part_of_a_face_inside_the_image_is_pasted(centre: tuple[int, i
     assert (pasted.astype(int) - image).max() == (10 if min(centre) > -100 else 0)
 
 
-def test_the_mask_is_zero_at_the_border() -> None:
-    mask = paste_mask(64)
-    assert mask[32, 32] == 1
+def test_the_mask_holds_the_features_of_the_face_and_neither_the_border_nor_the_corners() -> None:
+    mask = paste_mask(64, TEMPLATE)
+    columns, rows = (np.array(TEMPLATE) * 64).astype(int).T
+    assert (mask[rows, columns] == 1).all()
     assert max(mask[0].max(), mask[:, 0].max(), mask[-1].max(), mask[:, -1].max()) == 0
-    assert np.abs(np.diff(mask, axis=0)).max() < 0.2
-    assert (mask == mask[::-1]).all()
-    assert (mask == mask.T).all()
+    assert mask[:12].max() < 0.05  # hair, far above the eyes
+    assert np.abs(np.diff(mask, axis=0)).max() < 0.25
+    assert np.allclose(mask, mask[:, ::-1])
+
+
+def test_the_mask_turns_with_the_face_and_stays_off_the_border_where_faces_fill_the_crop() -> None:
+    turned = tuple((1 - y, x) for x, y in TEMPLATE)  # a quarter turn clockwise
+    assert np.allclose(paste_mask(64, turned), np.rot90(paste_mask(64, TEMPLATE), -1), atol=1e-4)
+    large = tuple((0.5 + 3 * (x - 0.5), 0.5 + 3 * (y - 0.58)) for x, y in TEMPLATE)
+    mask = paste_mask(64, large)
+    assert mask[8:56, 8:56].min() == 1
+    assert max(mask[0].max(), mask[:, 0].max(), mask[-1].max(), mask[:, -1].max()) == 0
 
 
 def test_a_face_in_a_large_photograph_is_found() -> None:
