@@ -77,6 +77,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my_photos").mkdir()
     for name in ("photo.jpg", "my_photos/other.png"):
         make_image(1, (300, 260)).save(tmp_path / name)
+    shutil.copytree(ROOT / "assets" / "photos", tmp_path / "assets" / "photos")
     save_origin(tmp_path / "my_weights", n=1)
     monkeypatch.chdir(tmp_path)
     return tmp_path
