@@ -24,7 +24,7 @@ from tqdm import tqdm
 from console import UserError, command, count, printable, some_path
 from dataset import ImageFolder, class_folders, scan_folder, subfolders
 from photos.faces import find_faces
-from photos.files import PassedOver, find_files
+from photos.files import PassedOver, find_files, is_circle
 from utils import atomic_write, file_to_write, open_image, read_image, to_rgb, turn_upright
 
 THUMBNAIL = 16  # Images are compared as thumbnails with this side, px.
@@ -74,7 +74,8 @@ def find_classes(folder: Path) -> list[tuple[str, str, Path]]:
     if not folder.is_dir():
         raise UserError(f"{printable(folder)} is not a folder")
     found = [(split, domain, path) for (split, domain), path in class_folders(folder).items()]
-    return found or [("", path.name, path) for path in subfolders(folder)] or [("", folder.name, folder)]
+    found = found or [("", path.name, path) for path in subfolders(folder)]
+    return [item for item in found if not is_circle(item[2])] or [("", folder.name, folder)]
 
 
 def inspect(item: ClassCheck) -> ClassCheck:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from console import UserError as UserError
+from console import UserError as UserError  # Written so, these three may also be imported from here.
 from console import command as command
 from console import is_out_of_memory
 from console import printable as printable

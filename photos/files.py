@@ -16,7 +16,7 @@ from utils import IMAGE_FORMATS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SHOWN_KINDS = 8  # A report names this many kinds of files, the most frequent ones,
-SHOWN_LINKS = 3  # and this many links.
+SHOWN_LINKS = 2  # and this many links.
 
 
 @dataclass
@@ -95,12 +95,18 @@ def find_files(top: Path) -> tuple[list[Path], PassedOver]:
 
 def _why_not_followed(link: Path, read: dict[str, Path]) -> str | None:
     """Why a link to a folder is not followed; None if it is."""
-    real, parent = os.path.realpath(link), Path(os.path.realpath(link.parent))
-    if read and Path(real) in (parent, *parent.parents):
+    real = os.path.realpath(link)
+    if read and is_circle(link):
         return f"a circle, it leads back to {printable(read.get(real, real))}"
     if real in read:
         return f"it leads to {printable(read[real])}, which is read already"
     return None
+
+
+def is_circle(folder: Path) -> bool:
+    """Whether a folder is a link to a folder that contains the link."""
+    parent = Path(os.path.realpath(folder.parent))
+    return Path(os.path.realpath(folder)) in (parent, *parent.parents)
 
 
 def _fail(error: OSError) -> None:
