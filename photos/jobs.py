@@ -90,15 +90,13 @@ def _only_source(sources: Sequence[Path], out: Path) -> Path:
 
 def _checked(jobs: Sequence[Job]) -> list[Job]:
     """Jobs that harm neither a source nor each other, each of them once."""
-    named = {_identity(source): source for source, _ in jobs}
+    sources = {_identity(source): source for source, _ in jobs}
     source_of: dict[Path, Path] = {}
     for source, target in jobs:
-        if _identity(target) in named:
-            raise UserError(
-                f"{printable(named[_identity(target)])} would be overwritten: choose another folder with --out"
-            )
+        if overwritten := sources.get(_identity(target)):
+            raise UserError(f"{printable(overwritten)} would be overwritten: choose another folder with --out")
         other = source_of.setdefault(target, source)
-        if _identity(other) != _identity(source):
+        if other != source and _identity(other) != _identity(source):
             raise UserError(
                 f"{printable(other)} and {printable(source)} would both become {printable(target)}\n"
                 "translate them in separate runs, each with its own --out folder"
