@@ -99,7 +99,6 @@ def import_weights(
     hints = hints or Hints()
     if target.suffix != ".safetensors":
         raise UserError(f"the file to write must end in .safetensors, got {printable(target)}")
-    check_replaceable(target)
     chosen, num_other_sets = choose_files(source, hints.direction)
     networks: dict[Direction, Network] = {}
     files: dict[Direction, Path] = {}
@@ -116,6 +115,7 @@ def import_weights(
     if len(kinds) > 1:
         raise UserError(f"the two files hold different networks: {'; '.join(kinds)}")
     config = next(iter(networks.values())).config
+    check_replaceable(target)
     with atomic_write(target) as temporary:
         generators = {f"gen_{direction}": network.weights for direction, network in networks.items()}
         write_generators(temporary, generators, config=to_dict(config))
