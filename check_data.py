@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 from tqdm import tqdm
 
+from console import UserError, command, count, printable, some_path
 from dataset import ImageFolder, class_folders, scan_folder, subfolders
 from photos.faces import find_faces
-from utils import UserError, atomic_write, command, open_image, printable, read_image, to_rgb, turn_upright
+from photos.files import PassedOver, find_files, is_circle
+from utils import atomic_write, file_to_write, open_image, read_image, to_rgb, turn_upright
 
 THUMBNAIL = 16  # Images are compared as thumbnails with this side, px.
 # Two thumbnails that correlate by more than this show the same picture: in 1689 aligned faces, no two different ones
@@ -32,6 +35,7 @@ FACES_PER_CLASS = 300  # Faces are detected in at most this many images of a cla
 CELL = 96  # Each picture on the contact sheet has a square cell with this side, px.
 SHEET_COLUMNS = 12  # The contact sheet has this many pictures in a row.
 ROWS_PER_CLASS = 2  # Each class has this many rows of pictures.
+SHEET_MARK = ("Software", "check_data.py")  # A text in the PNG file, by which the next check knows its own sheet.
 TITLE_HEIGHT = 20  # The name of the class stands above them in a row of this height, px.
 
 
@@ -70,7 +74,8 @@ def find_classes(folder: Path) -> list[tuple[str, str, Path]]:
     if not folder.is_dir():
         raise UserError(f"{printable(folder)} is not a folder")
     found = [(split, domain, path) for (split, domain), path in class_folders(folder).items()]
-    return found or [("", path.name, path) for path in subfolders(folder)] or [("", folder.name, folder)]
+    found = found or [("", path.name, path) for path in subfolders(folder)]
+    return [item for item in found if not is_circle(item[2])] or [("", folder.name, folder)]
 
 
 def inspect(item: ClassCheck) -> ClassCheck:
@@ -139,7 +144,36 @@ def as_report(folder: Path, classes: Sequence[ClassCheck]) -> dict[str, Any]:
     for kind, i, j in same_pictures(classes):
         names = [str(files[i].relative_to(folder)), str(files[j].relative_to(folder))]
         pairs.append({"kind": kind, "where": relation(owners[i], owners[j]), "files": names})
-    return {"folder": str(folder), "classes": {item.name: describe(item) for item in classes}, "same_pictures": pairs}
+    return {
+        "folder": str(folder),
+        "classes": {item.name: describe(item) for item in classes},
+        "outside_the_classes": as_json(outside(folder, classes)),
+        "same_pictures": pairs,
+    }
+
+
+def outside(folder: Path, classes: Sequence[ClassCheck]) -> PassedOver:
+    """What lies in a data set, but in none of its classes."""
+    tops = {item.folder.path for item in classes}
+    if folder in tops:
+        return PassedOver()
+    files, others = find_files(folder)
+    found = PassedOver(links=[(link, reason) for link, reason in others.links if not tops & set(link.parents)])
+    for file in files:
+        if not tops & set(file.parents):
+            found.add_file(file)
+    return found
+
+
+def as_json(passed_over: PassedOver) -> dict[str, Any]:
+    """The numbers of files by kind, and the links that were not followed."""
+    links = {str(link): reason for link, reason in passed_over.links}
+    return {"files": dict(passed_over.kinds.most_common()), "links": links}
+
+
+def from_json(values: dict[str, Any]) -> PassedOver:
+    """The opposite of `as_json`."""
+    return PassedOver(Counter(values["files"]), [(Path(link), reason) for link, reason in values["links"].items()])
 
 
 def describe(item: ClassCheck) -> dict[str, Any]:
@@ -149,6 +183,7 @@ def describe(item: ClassCheck) -> dict[str, Any]:
         "sizes": dict(item.sizes.most_common()),
         "formats": dict(item.formats.most_common()),
         "left_out": {str(file.relative_to(item.folder.path)): why for file, why in item.folder.left_out},
+        "passed_over": as_json(item.folder.passed_over),
         "num_checked_for_faces": item.faces.total(),
         "one_face": item.faces[1],
         "no_face": item.faces[0],
@@ -158,6 +193,11 @@ def describe(item: ClassCheck) -> dict[str, Any]:
 def as_text(report: dict[str, Any], *, show: int = 10) -> str:
     """A report as text: a table with one row for each class, then the first `show` problems of each kind."""
     lines = as_table(report["classes"])
+    places = {f"in {name}": item["passed_over"] for name, item in report["classes"].items()}
+    places["outside the classes"] = report["outside_the_classes"]
+    for place, values in places.items():
+        if passed_over := from_json(values):
+            lines.append(f"{printable(place)}: {passed_over}")
     for title, entries in problems(report).items():
         lines += ["", f"{title}: {len(entries)}", *(f"  {printable(entry)}" for entry in entries[:show])]
         if len(entries) > show:
@@ -199,8 +239,8 @@ def contact_sheet(classes: Sequence[ClassCheck]) -> Image.Image:
     for number, item in enumerate(classes):
         files = item.folder.files
         top = number * class_height
-        noun = "image" if len(files) == 1 else "images"
-        ImageDraw.Draw(sheet).text((4, top + 4), f"{printable(item.name)}: {len(files)} {noun}", fill="black")
+        title = f"{printable(item.name)}: {count(len(files), 'image')}"
+        ImageDraw.Draw(sheet).text((4, top + 4), title, fill="black")
         indices = np.linspace(0, len(files) - 1, min(ROWS_PER_CLASS * SHEET_COLUMNS, len(files))).astype(int)
         for place, index in enumerate(indices):
             row, column = divmod(place, SHEET_COLUMNS)
@@ -210,21 +250,31 @@ def contact_sheet(classes: Sequence[ClassCheck]) -> Image.Image:
     return sheet
 
 
+def check_sheet(sheet: Path, folder: Path) -> None:
+    """UserError if the sheet cannot be written, or would change the data set or replace a file of the user's."""
+    if not sheet.name or Path(os.path.realpath(folder)) in Path(os.path.realpath(sheet)).parents:
+        raise UserError("--sheet must name a file outside the data set, so that the data set stays unchanged")
+    file = file_to_write(sheet)
+    if file.exists() and "\0".join(SHEET_MARK).encode() not in file.read_bytes():
+        raise UserError(f"{printable(sheet)} exists and is not a sheet of this program: name another file with --sheet")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the data set that the command line names; return 0 if it holds images."""
     parser = argparse.ArgumentParser(description="Check a data set without changing it.")
-    parser.add_argument("folder", type=Path, help="contains a folder for each class, as train/CLASS or trainA")
+    parser.add_argument("folder", type=some_path, help="contains a folder for each class, as train/CLASS or trainA")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--sheet", type=Path, default=Path("data_check.png"), help="the contact sheet (%(default)s)")
     args = parser.parse_args(argv)
-    if not args.sheet.name or args.folder.resolve() in args.sheet.resolve().parents:
-        raise UserError("--sheet must name a file outside the data set, so that the data set stays unchanged")
+    check_sheet(args.sheet, args.folder)
     classes = check_classes(args.folder)
     report = as_report(args.folder, classes)
     print(json.dumps(report, indent=2) if args.json else as_text(report))
     with atomic_write(args.sheet) as temporary:
-        contact_sheet(classes).save(temporary, "PNG")
+        mark = PngImagePlugin.PngInfo()
+        mark.add_text(*SHEET_MARK)
+        contact_sheet(classes).save(temporary, "PNG", pnginfo=mark)
     print(f"\ncontact sheet: {printable(args.sheet)}", file=sys.stderr if args.json else sys.stdout)
     return 0
 

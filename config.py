@@ -299,6 +299,9 @@ def _check_words(config: Config) -> None:
             raise ValueError(f"{name} must be a plain folder name, got {word!r}")
     if config.domain_a.lower() == config.domain_b.lower():
         raise ValueError(f"domain_b must differ from domain_a, got {config.domain_b!r} for both")
+    for name in ("data_dir", "runs_dir"):
+        if not getattr(config, name):
+            raise ValueError(f"{name} must not be empty")
     if not re.fullmatch(DEVICES, config.device):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
 

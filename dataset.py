@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # Importing albumentations must not use the network.
@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
+from console import UserError, count, printable
 from photos.crops import measure_template
-from utils import Template, UserError, image_to_pixels, image_to_tensor, printable, read_image
+from photos.files import IMAGE_SUFFIXES, PassedOver, find_files
+from utils import Template, image_to_pixels, image_to_tensor, read_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MIN_SIDE = 16  # Images with a shorter side than this, px, are thumbnails and icons, not faces.
 MAX_ASPECT = 10  # An image more than this many times as long as wide might not fit into memory once it is resized.
 TEMPLATE_IMAGES = 200  # The face template is measured on this many images,
@@ -45,6 +46,15 @@ class ImageFolder:
     path: Path
     files: list[Path]  # The usable images, sorted.
     left_out: list[tuple[Path, str]]  # The other images, each with the reason why it cannot be used.
+    passed_over: PassedOver = field(default_factory=PassedOver)  # What is not an image.
+
+    @property
+    def what_is_missing(self) -> str:
+        """What could not be used, in words; "" if there is nothing."""
+        parts = str(self.passed_over).splitlines()
+        if self.left_out:
+            parts.insert(0, f"left out {len(self.left_out)}; first reason: {printable(self.left_out[0][1])}")
+        return "; ".join(parts)
 
     @property
     def fingerprint(self) -> str:
@@ -111,8 +121,7 @@ def training_images(config: Config) -> Folders:
     folders = find_images(config, "train")
     for folder in folders:
         if not folder.files:
-            reasons = [reason for _, reason in folder.left_out]
-            left_out = f" (left out {len(reasons)}; first reason: {reasons[0]})" if reasons else ""
+            left_out = f" ({folder.what_is_missing})" if folder.what_is_missing else ""
             others = [path.name for split, path in class_folders(Path(config.data_dir)).items() if split[0] == "train"]
             found = f"; found {', '.join(map(printable, others))} (see --domain-a and --domain-b)" if others else ""
             raise UserError(
@@ -126,35 +135,38 @@ def training_images(config: Config) -> Folders:
     return folders
 
 
+def domain_names(config: Config) -> tuple[str, str]:
+    """What messages call domains a and b: the configured names, but A and B for trainA and trainB without such names.
+
+    A name that is the default has not been chosen, and would be wrong for other folders.
+    """
+    folder_a, folder_b = (folder.name.lower() for folder in domain_folders(config, "train"))
+    name_a = "A" if folder_a == "traina" and config.domain_a == Config.domain_a else config.domain_a
+    name_b = "B" if folder_b == "trainb" and config.domain_b == Config.domain_b else config.domain_b
+    return name_a, name_b
+
+
 def scan_folder(path: Path) -> ImageFolder:
     """Find the images below a folder and decode each of them once, so that training never reads a damaged one.
 
-    Hidden files and folders, and macOS's `__MACOSX`, are ignored; links to folders are not followed. A file that is not
-    an image is ignored as well, unless it has the suffix of one: then it is left out with a reason.
+    A file with the suffix of an image that cannot be used is left out with a reason. Other files, hidden ones and links
+    to folders that have been read already are passed over and counted (see `find_files`).
     """
     files: list[Path] = []
     left_out: list[tuple[Path, str]] = []
+    found, passed_over = find_files(path)
     with warnings.catch_warnings():
         # Pillow warns of odd metadata, and of large images, which read_image refuses anyway.
         warnings.simplefilter("ignore")
-        for file in visible_files(path):
+        for file in found:
             reason = _why_unusable(file)
             if reason is None:
                 files.append(file)
             elif reason:
                 left_out.append((file, reason))
-    return ImageFolder(path, files, left_out)
-
-
-def visible_files(top: Path) -> Iterator[Path]:
-    """All visible files below a folder, sorted within each subfolder; OSError if a folder cannot be read."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for folder, subfolders, names in os.walk(top, onerror=fail if top.is_dir() else None):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+            else:
+                passed_over.add_file(file)
+    return ImageFolder(path, files, left_out, passed_over)
 
 
 def _why_unusable(file: Path) -> str | None:
@@ -173,16 +185,20 @@ def _why_unusable(file: Path) -> str | None:
 
 
 def report_left_out(folders: Iterable[ImageFolder], path: Path, show: int = 10) -> None:
-    """Print how many images each folder left out, and the first few with reasons; write all of them to `path`."""
+    """Print what each folder left out, the first few images with reasons, and write all of it to `path`."""
     all_lines: list[str] = []
     for folder in sorted(folders, key=lambda folder: folder.path):
-        lines = [f"  {printable(file)}: {reason}" for file, reason in folder.left_out]
+        lines = [printable(f"  {file}: {reason}") for file, reason in folder.left_out]
         if lines:
-            num_images = len(folder.files) + len(lines)
-            print(f"left out {len(lines)} of {num_images} images in {printable(folder.path)}:", *lines[:show], sep="\n")
+            of_all = f"{len(lines)} of {count(len(folder.files) + len(lines), 'image')}"
+            print(f"left out {of_all} in {printable(folder.path)}:", *lines[:show], sep="\n")
             if len(lines) > show:
                 print(f"  ... and {len(lines) - show} more, all listed in {printable(path)}")
             all_lines += lines
+        if folder.passed_over:
+            text = f"in {printable(folder.path)}: {folder.passed_over}"
+            print(text)
+            all_lines.append(text)
     if all_lines:
         path.write_text("\n".join(all_lines) + "\n", encoding="utf-8")
 

@@ -20,12 +20,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from config import PRESETS, Config
-from dataset import DEMO_ZIP, IMAGE_SUFFIXES, SPLITS, class_of, domain_folders, unpack_demo_faces, visible_files
+from console import UserError, command, count, printable, some_path
+from dataset import DEMO_ZIP, SPLITS, class_of, domain_folders, unpack_demo_faces
 from downloads.archives import check_archive, copy_or_unpack, is_archive
 from downloads.fetch import fetch, file_name, local_path, remote_size, verify
 from downloads.place import move_all, stage
 from import_weights import import_weights
-from utils import UserError, command, printable
+from photos.files import IMAGE_SUFFIXES, visible_files
 from weights.load import load_weights
 
 ORIGIN_URL = "https://gitlab.com/glebtutik/european_to_asian_files/-/raw/main"
@@ -61,14 +62,14 @@ def what_is_here(source: Source, root: Path, *, config: Config) -> str:
     if source.folder == "checkpoints":
         return ", ".join(sorted(printable(file) for file in target.glob("*.safetensors")))
     if source.folder == "test_images":
-        count = count_images(target)
-        return f"{count} images in {printable(target)}" if count else ""
+        number = count_images(target)
+        return f"{count(number, 'image')} in {printable(target)}" if number else ""
     folder_a, folder_b = domain_folders(config, "train")
     num_a = count_images(folder_a)
     num_b = count_images(folder_b)
     if not num_a or not num_b:
         return ""
-    return f"{num_a} training images in {printable(folder_a)} and {num_b} in {printable(folder_b)}"
+    return f"{count(num_a, 'training image')} in {printable(folder_a)} and {num_b} in {printable(folder_b)}"
 
 
 # --- Downloading
@@ -251,7 +252,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--url", help="another source: http(s), Google Drive, or a file or folder on this machine")
     parser.add_argument("--sha256", default="", help="the expected SHA-256 of the file, in hex")
     parser.add_argument("--list", action="store_true", help="list sources, sizes and what is here; change nothing")
-    parser.add_argument("--root", type=Path, default=HERE, help="parent of the folders (default: this repository)")
+    parser.add_argument("--root", type=some_path, default=HERE, help="parent of the folders (default: this repository)")
     parser.add_argument("--domain-a", default=Config.domain_a, help="folder name of domain a (default: %(default)s)")
     parser.add_argument("--domain-b", default=Config.domain_b, help="folder name of domain b (default: %(default)s)")
     args = parser.parse_args(argv)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config
-from dataset import domain_folders, find_images, load_images
+from console import UserError, command, memory_advice, printable, some_path, some_text
+from dataset import domain_folders, domain_names, find_images, load_images
 from evaluation.classifier import resize
 from evaluation.metrics import absolute_errors, ssim, translate_in_batches
 from evaluation.report import (
@@ -49,7 +50,7 @@ from evaluation.scoring import (
 from evaluation.validation import Validation
 from generator_model import MAX_STRENGTH, blend
 from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoints, newest_checkpoint, saved_config
-from utils import UserError, atomic_write, command, image_grid, pick_device, printable, tensor_to_image
+from utils import atomic_write, image_grid, pick_device, tensor_to_image
 from weights.load import DIRECTIONS, OTHER, Direction, Weights, load_weights
 
 MAX_TRAINING_IMAGES = 4000  # At most this many training images of each domain are used,
@@ -82,7 +83,9 @@ def load_domain(config: Config, index: int, device: torch.device) -> Domain:
     for folder in (train, test):
         if not folder.files:
             raise UserError(f"no usable images in {printable(folder.path)}; give the data set's folder with --data-dir")
-    name = (config.domain_a, config.domain_b)[index]
+        if folder.what_is_missing:
+            print(f"in {printable(folder.path)}: {folder.what_is_missing}", file=sys.stderr)
+    name = domain_names(config)[index]
     every = math.ceil(len(train.files) / MAX_TRAINING_IMAGES)
     files = train.files[::every]
 
@@ -217,19 +220,19 @@ def as_json(row: Row) -> dict[str, dict[str, float]]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, with a line break at its end."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; an invalid one ends the program with a message and status 2."""
     parser = argparse.ArgumentParser(description="Measure how good a checkpoint is, on held-out images.")
     add = parser.add_argument
-    add("--weights", type=Path, required=True, help="a run's folder, a checkpoint, or a .safetensors file")
-    add("--data-dir", help="folder with train and test images (default: the one that the weights were trained on)")
+    add("--weights", type=some_path, required=True, help="a run's folder, a checkpoint, or a .safetensors file")
+    add("--data-dir", type=some_text, help="folder with train and test images (default: that of the training)")
     add("--direction", choices=("ab", "ba", "both"), default="both", help="what to evaluate (default: %(default)s)")
     add("--strength", type=float, metavar="S", help="as in translate.py (default: what is stored with the weights)")
     add("--no-curve", action="store_true", help="leave out the other strengths, which take most of the time")
-    add("--out", type=Path, default=Path("evaluated"), help="folder to write to (default: %(default)s)")
+    add("--out", type=some_path, default=Path("evaluated"), help="folder to write to (default: %(default)s)")
     add("--inception-weights", metavar="PATH", help="weights for KID and FID (default: download them on first use)")
     add("--all-checkpoints", action="store_true", help="instead rank all checkpoints of a run by quick measures")
     add("--paired", action="store_true", help="test images of the same position are true translations of each other")
@@ -282,10 +285,11 @@ def run(args: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate the weights or the run that the command line names. Returns the program's exit status."""
     args = parse_args(argv)
-    if args.all_checkpoints:
-        text = rank_checkpoints(args.weights, args.out, data_dir=args.data_dir, device=pick_device(args.device))
-    else:
-        text = run(args)
+    with memory_advice("end other programs, try --device cpu, or evaluate on fewer test images"):
+        if args.all_checkpoints:
+            text = rank_checkpoints(args.weights, args.out, data_dir=args.data_dir, device=pick_device(args.device))
+        else:
+            text = run(args)
     print(f"{text}\n\nwritten to {printable(args.out)}")
     return 0
 

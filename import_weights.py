@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import to_dict
-from utils import UserError, atomic_write, command, printable
+from console import UserError, command, printable, some_path
+from utils import atomic_write, file_to_write
 from weights.convert import Network, convert, generators_in
 from weights.foreign_pickle import ForeignFileError
 from weights.load import OTHER, Direction
-from weights.safetensors_file import write_generators
+from weights.safetensors_file import read_generators, write_generators
 
 FileSet = dict[Path, Direction | None]  # The files of one model, and the direction that each name gives, if any.
 ENDING = r"\.(?:pth\.tar|pth|pt|tar)"
@@ -87,7 +88,7 @@ def import_weights(
     Args:
         source: a folder, from which the newest pair of files is imported, or a single file, which is imported together
             with its partner if that is beside it. Without a partner, the result holds one direction only.
-        target: the .safetensors file to write. It stays unchanged if anything fails.
+        target: the .safetensors file to write. It stays unchanged if anything fails, or if it is not one of ours.
         hints: what the files do not record.
 
     Raises:
@@ -114,10 +115,21 @@ def import_weights(
     if len(kinds) > 1:
         raise UserError(f"the two files hold different networks: {'; '.join(kinds)}")
     config = next(iter(networks.values())).config
+    check_replaceable(target)
     with atomic_write(target) as temporary:
         generators = {f"gen_{direction}": network.weights for direction, network in networks.items()}
         write_generators(temporary, generators, config=to_dict(config))
     return Imported(kinds[0], files, num_other_sets)
+
+
+def check_replaceable(target: Path) -> None:
+    """UserError if a file exists that this program did not write."""
+    if not file_to_write(target).exists():
+        return
+    try:
+        read_generators(target)
+    except Exception as error:  # The reader may raise any exception on a file of another program.
+        raise UserError(f"{printable(target)} exists and holds no weights of ours: name another file") from error
 
 
 # --- Which files
@@ -193,8 +205,8 @@ def natural_order(path: Path) -> list[str | int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Import the weights that the command line names."""
     parser = argparse.ArgumentParser(description="Convert other projects' CycleGAN generators to a .safetensors file.")
-    parser.add_argument("source", metavar="SOURCE", help="a folder, or one file, whose partner is found beside it")
-    parser.add_argument("target", metavar="OUT", help="the .safetensors file to write")
+    parser.add_argument("source", type=some_path, metavar="SOURCE", help="a folder, or a file beside its partner")
+    parser.add_argument("target", type=some_path, metavar="OUT", help="the .safetensors file to write")
     parser.add_argument("--direction", choices=("ab", "ba"), help="direction of one file; its partner has the other")
     parser.add_argument("--swap", action="store_true", help="exchange the directions that the files' names give")
     parser.add_argument("--image-size", type=int, metavar="N", help="side of the training images, px")

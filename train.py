@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 
 from config import PRESETS, Config
+from console import UserError, command, printable, printing
 from training.command_line import parse_args
 
 if __name__ == "__main__":
-    parse_args()  # answers --help and reports mistakes before the seconds that importing torch takes
+    with printing():
+        parse_args()  # answers --help and reports mistakes before the seconds that importing torch takes
 
 import signal
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ from dataset import (
     UnpairedDataset,
     build_loader,
     count_steps_per_epoch,
+    domain_names,
     find_images,
     load_images,
     measure_faces,
@@ -51,7 +54,7 @@ from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_l
 from training.model import CycleGAN, backward, step_optimizer
 from training.run import Run, explained_failures, open_device, stop_requests
 from training.run_log import open_log, say_finished_already
-from utils import UserError, command, normalize, printable, seed_everything, uses_bf16
+from utils import normalize, seed_everything, uses_bf16
 from weights.load import load_networks
 
 VALIDATION_IMAGES = 300  # Evaluations during training use at most this many images of each domain.
@@ -239,7 +242,8 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     # Read the remaining batches, in the order that seed and epoch give, and log what happens.
     loader = open_loader(run, dataset, pin_memory=device.type == "cuda")
     validation = build_validation(images, samples, config, device)
-    log = open_log(run, model, num_images=(len(images[0].files), len(images[1].files)))
+    num_images = (len(images[0].files), len(images[1].files))
+    log = open_log(run, model, num_images=num_images, domains=domain_names(config))
     stopped = False
     with stop_requests(second_ends=distributed.count() == 1) as stop, log or nullcontext(), running(loader) as pairs:
         # Show what the generators do before the first step.
@@ -373,8 +377,8 @@ def report_error(model: CycleGAN, samples: Folders, config: Config) -> None:
     """Say how far the averaged generators are from the truth, where the test images are true pairs."""
     if config.paired_test:
         truth_a, truth_b = (load_images(folder.files, config.image_size) for folder in samples)
-        generators, domains = (model.ema_gen_ab, model.ema_gen_ba), (config.domain_a, config.domain_b)
-        print(paired_report(generators, (truth_a, truth_b), domains=domains))
+        generators = (model.ema_gen_ab, model.ema_gen_ba)
+        print(paired_report(generators, (truth_a, truth_b), domains=domain_names(config)))
 
 
 def start(config: Config) -> int:

@@ -1,6 +1,6 @@
 """Translate the faces in photographs and videos, and leave everything else as it is.
 
-python translate.py PHOTO... [--weights RUN_OR_FILE] [--direction ab|ba] [--out DIR]
+python translate.py PHOTO... [--weights RUN_OR_FILE] [--direction ab|ba] [--out DIR_OR_FILE]
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -18,23 +17,22 @@ from typing import IO
 from PIL import Image
 from tqdm import tqdm
 
-from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
+from console import UserError, command, is_out_of_memory, memory_advice, printable, some_path, some_text
+from dataset import measure_faces, scan_folder
 from generator_model import MAX_STRENGTH
 from photos.faces import find_faces
+from photos.jobs import Job, Summary, check_replaceable, find_jobs, is_video, named_storage
 from photos.photo import Photo, Pixels, Storage, open_photo, read_photo, write_photo
 from photos.translator import Translator
-from photos.video import VIDEO_SUFFIXES, FaceSmoother, translate_video
+from photos.video import FaceSmoother, translate_video
 from training import distributed
-from utils import (
-    UserError,
-    atomic_write,
-    command,
-    pick_device,
-    printable,
-)
+from utils import atomic_write, pick_device
 from weights.load import Direction, default_weights, load_weights
 
 Writer = Callable[[Photo, Path | io.BytesIO, Storage], None]  # This is `write_photo` with the user's options.
+Opened = tuple[Path, Photo, Storage, Path]  # The source, its image, how it is stored, and the target.
+MAX_STREAM = 2**30  # The standard input holds at most this many bytes: MAX_PIXELS of 8 bytes, uncompressed, fit.
+MEMORY_ADVICE = "lower --batch-size, end other programs, or try --device cpu"
 
 
 def load_translator(
@@ -83,105 +81,67 @@ def load_translator(
 # --- Files
 
 
-@dataclass
-class Summary:
-    """What happened to the files that the command line names."""
+def translate_files(translator: Translator, jobs: Sequence[Job], *, write: Writer, overwrite: bool = False) -> Summary:
+    """Translate files to files, several images at a time; files that cannot be read or written are skipped.
 
-    num_translated: int = 0
-    num_faces: int = 0
-    num_unchanged: int = 0
-    skipped: list[str] = field(default_factory=list)
-
-    def add(self, photo: Photo) -> None:
-        """Count a file that has been written."""
-        if photo.regions:
-            self.num_translated += 1
-            self.num_faces += photo.num_faces
-        else:
-            self.num_unchanged += 1
-
-    def skip(self, source: Path, error: Exception) -> None:
-        """Record why a file was skipped."""
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        self.skipped.append(f"  {printable(source)}: {reason}")
-
-    def __str__(self) -> str:
-        text = f"translated {_count(self.num_translated, 'file')}"
-        if self.num_faces:
-            text += f", {_count(self.num_faces, 'face')}"
-        if self.num_unchanged:
-            text += f"; left {_count(self.num_unchanged, 'file')} without a face unchanged"
-        if self.skipped:
-            text += "\n".join([f"\nskipped {_count(len(self.skipped), 'file')}:", *self.skipped])
-        return text
-
-
-def _count(number: int, noun: str) -> str:
-    """A number and a noun: "1 file", "2 files"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def find_jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Pairs of a file to translate and the file to write; the results of a folder keep its subfolders.
-
-    Raises:
-        UserError: a source does not exist, two results would have the same name, or a result would replace a source.
+    A file that exists and that this program did not write stays as it is, unless `overwrite` is true (see
+    `check_replaceable`).
     """
-    jobs: list[tuple[Path, Path]] = []
-    written_to = out.resolve()
-    for source in sources:
-        if not source.exists():
-            raise UserError(f"{printable(source)} does not exist")
-        if not source.is_dir():
-            jobs.append((source, out / source.name))
-            continue
-        files = [file for file in visible_files(source) if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES]
-        if source.resolve() in written_to.parents:  # The results of earlier runs are not translated again.
-            files = [file for file in files if written_to not in file.resolve().parents]
-        jobs += [(file, out / file.relative_to(source)) for file in files]
-    source_of: dict[Path, Path] = {}
-    for source, target in jobs:
-        if target.resolve() == source.resolve():
-            raise UserError(f"{printable(source)} would be overwritten: choose another folder with --out")
-        if target in source_of:
-            raise UserError(
-                f"{printable(source_of[target])} and {printable(source)} would both become {printable(target)}\n"
-                "translate them in separate runs, each with its own --out folder"
-            )
-        source_of[target] = source
-    return jobs
-
-
-def translate_files(translator: Translator, jobs: Sequence[tuple[Path, Path]], *, write: Writer) -> Summary:
-    """Translate files to files, several images at a time; files that cannot be read or written are skipped."""
     summary = Summary()
     with tqdm(total=len(jobs), unit=" files", leave=False, disable=None) as bar:
         for start in range(0, len(jobs), translator.batch_size):
             batch = jobs[start : start + translator.batch_size]
             # Translate videos one by one, and read a batch of images.
-            opened = []
+            opened: list[Opened] = []
             for source, target in batch:
                 try:
                     if not source.is_file():  # Reading from a pipe would block for ever.
                         raise UserError("not a regular file")
-                    if source.suffix.lower() in VIDEO_SUFFIXES:
+                    if is_video(source):
+                        if not overwrite:
+                            check_replaceable(target)
                         summary.add(_translate_video_file(translator, source, target))
                     else:
                         opened.append((source, *read_photo(source), target))
                 except Exception as error:  # Decoders may raise any exception on a damaged file.
                     summary.skip(source, error)
             # Translate the faces of all these images together.
-            translator.translate([photo for _, photo, *_ in opened])
+            translated = _translate_images(translator, opened, summary)
             # Write the results.
-            for source, photo, storage, target in opened:
+            for source, photo, storage, target in translated:
                 try:
                     with atomic_write(target) as temporary:
-                        write(photo, temporary, storage)
+                        write(photo, temporary, named_storage(source, target, storage))
+                        if not overwrite:
+                            check_replaceable(target, temporary)
                     summary.add(photo)
-                except (ValueError, OSError) as error:
+                except (ValueError, OSError, MemoryError) as error:
                     summary.skip(source, error)
             bar.update(len(batch))
     return summary
+
+
+def _translate_images(translator: Translator, opened: list[Opened], summary: Summary) -> list[Opened]:
+    """Translate images together or, if the memory is full, one by one; returns those for which it sufficed."""
+    try:
+        translator.translate([photo for _, photo, *_ in opened])
+        return opened
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sources = [(source, target) for source, *_, target in opened]
+        opened.clear()  # The first attempt may have changed some of these images, and fills the memory.
+    translated: list[Opened] = []
+    for source, target in sources:
+        try:
+            photo, storage = read_photo(source)
+            translator.translate([photo])
+            translated.append((source, photo, storage, target))
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            summary.skip(source, error)
+    return translated
 
 
 def _translate_video_file(translator: Translator, source: Path, target: Path) -> Photo:
@@ -202,10 +162,20 @@ def _translate_video_file(translator: Translator, source: Path, target: Path) ->
     return fullest
 
 
+def read_stream(source: IO[bytes]) -> io.BytesIO:
+    """The content of a binary stream; UserError if there is more than any image needs."""
+    content = source.read(MAX_STREAM + 1)
+    if len(content) > MAX_STREAM:
+        raise UserError(f"the standard input is not a readable image: it holds more than {MAX_STREAM >> 20} MiB")
+    return io.BytesIO(content)
+
+
 def translate_stream(translator: Translator, source: IO[bytes], *, target: IO[bytes], write: Writer) -> None:
     """Translate one image from a binary stream to another; UserError where it cannot be read or written."""
     try:
-        photo, storage = read_photo(io.BytesIO(source.read()))
+        photo, storage = read_photo(read_stream(source))
+    except UserError:
+        raise
     except Exception as error:  # Decoders may raise any exception on a damaged file.
         raise UserError(f"the standard input is not a readable image: {error}") from error
     translator.translate([photo])
@@ -221,17 +191,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; exit with status 2 and a message if it is wrong."""
     parser = argparse.ArgumentParser(description="Translate the faces in photographs and videos.")
     add = parser.add_argument
-    add("photos", nargs="+", metavar="PHOTO", help="images, videos and folders; - reads an image from standard input")
+    add("photos", nargs="+", type=some_text, metavar="PHOTO", help="images, videos and folders; - reads standard input")
     add(
         "--weights",
+        type=some_path,
         help="a run's folder, a checkpoint, or a .safetensors file (your newest run, or the bundled weights)",
     )
     add("--direction", choices=("ab", "ba"), default="ab", help="a to b (European to Asian) or b to a (%(default)s)")
     add("--strength", type=float, metavar="S", help="0: no change, 1: what the network gives, up to 3: more (default: "
         "what is stored with the weights, else 1)")  # fmt: skip
-    add("--out", type=Path, default=Path("translated"), help="the folder to write to (%(default)s)")
+    add("--out", type=some_path, help="the folder to write to (translated), or a file for a single photograph or video")
+    add("--overwrite", action="store_true", help="also replace files that are not results of this program")
     add("--crops", action="store_true", help="translate whole images: they are already cropped, or do not show faces")
-    add("--like", type=Path, metavar="DIR", help="images cropped like the training images, if the weights need them")
+    add("--like", type=some_path, metavar="DIR", help="images cropped like the training images, if the weights need it")
     add("--side-by-side", action="store_true", help="write the original and the result next to each other in one image")
     add("--no-metadata", action="store_true", help="do not record in the file that a trained model changed the image")
     add("--batch-size", type=int, default=8, metavar="N", help="translate N images at a time (%(default)s)")
@@ -239,39 +211,55 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1, got {args.batch_size}")
-    if "" in args.photos:
-        parser.error("argument PHOTO: must not be empty")
     if "-" in args.photos and len(args.photos) > 1:
         parser.error("argument PHOTO: - cannot be combined with other inputs, since its result goes to standard output")
+    if "-" in args.photos and args.out:
+        parser.error("argument --out: the result of - goes to standard output; write > FILE instead of --out FILE")
+    args.out = args.out or Path("translated")
     return args
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Translate what the command line names; return 1 if any file was skipped, otherwise 0."""
+    """Translate what the command line names; return 1 if a file was skipped or none was written, otherwise 0."""
     args = parse_args(argv)
     write = partial(write_photo, side_by_side=args.side_by_side, label=not args.no_metadata)
     weights = args.weights or default_weights()
     if not args.weights:
         print(f"weights: {printable(weights)}", file=sys.stderr)
-    translator = load_translator(
-        weights, args.direction, device=args.device, crops=args.crops, like=args.like, batch_size=args.batch_size,
-        strength=args.strength,
-    )  # fmt: skip
-    if translator.template is None and not args.crops:
-        reason = "the images of --like do not show faces" if args.like else "the weights record no faces (see --like)"
-        print(f"translating whole images: {reason}", file=sys.stderr)
-    if args.photos == ["-"]:
-        if sys.stdin is None or sys.stdout is None:
-            raise UserError("the standard input or output is closed")
-        translate_stream(translator, sys.stdin.buffer, target=sys.stdout.buffer, write=write)
-        return 0
-    jobs = find_jobs([Path(photo) for photo in args.photos], args.out)
+    with memory_advice(MEMORY_ADVICE):
+        translator = load_translator(
+            weights, args.direction, device=args.device, crops=args.crops, like=args.like, batch_size=args.batch_size,
+            strength=args.strength,
+        )  # fmt: skip
+        if translator.template is None and not args.crops:
+            reason = "the images of --like show no faces" if args.like else "the weights record no faces (see --like)"
+            print(f"translating whole images: {reason}", file=sys.stderr)
+        if args.photos == ["-"]:
+            if sys.stdin is None or sys.stdout is None:
+                raise UserError("the standard input or output is closed")
+            translate_stream(translator, sys.stdin.buffer, target=sys.stdout.buffer, write=write)
+            return 0
+        return translate_and_report(translator, args, write)
+
+
+def translate_and_report(translator: Translator, args: argparse.Namespace, write: Writer) -> int:
+    """Translate this process's share of the files, print a summary, and return the exit status."""
+    jobs, passed_over = find_jobs([Path(photo) for photo in args.photos], args.out)
+    if not jobs:
+        named = ", ".join(map(printable, args.photos))
+        raise UserError(f"there is nothing to translate in {named}\n{passed_over}".rstrip())
     own_jobs = jobs[distributed.rank() :: distributed.count()]
-    summary = translate_files(translator, own_jobs, write=write)
-    print(f"{summary}\nresults: {printable(args.out)}")
+    summary = translate_files(translator, own_jobs, write=write, overwrite=args.overwrite)
+    summary.passed_over = passed_over
+    print(summary)
+    if distributed.count() > 1:
+        print(f"this was process {distributed.rank()} of {distributed.count()}, which share the files")
+    if summary.num_written:
+        print(f"results: {printable(args.out)}")
     # Several processes return 0 even so: torchrun would stop all of them if one failed.
-    return 1 if summary.skipped and distributed.count() == 1 else 0
+    failed = summary.skipped or not summary.num_written
+    return 1 if failed and distributed.count() == 1 else 0
 
 
 if __name__ == "__main__":

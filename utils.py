@@ -1,14 +1,11 @@
-"""Helpers for every program: images and tensors, image grids, seeds, devices, user errors, and atomic file writes."""
+"""Helpers for every program: images and tensors, image grids, seeds, devices, and atomic file writes."""
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -18,39 +15,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from console import UserError as UserError  # Written so, these three may also be imported from here.
+from console import command as command
+from console import is_out_of_memory
+from console import printable as printable
+
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 ORIENTATION = 0x0112  # This EXIF tag says how to turn an image upright.
 MAX_PIXELS = 89_478_485  # We refuse images with more pixels. Pillow warns above this, and fails above twice this.
 Template = tuple[tuple[float, float], ...]  # A face's five landmarks (x, y) as fractions of its crop's side.
-
-
-class UserError(ValueError):
-    """An error that the user can correct. Programs print its message without a traceback."""
-
-
-Main = Callable[[Sequence[str] | None], int]
-
-
-def command(main: Main) -> Callable[..., int]:
-    """Wrap a program's `main`, which takes the command line and returns the exit status.
-
-    An error that the user can correct ends the program with a short message and status 1, and Ctrl-C with status 130.
-    """
-
-    @functools.wraps(main)
-    def wrapped(argv: Sequence[str] | None = None) -> int:
-        try:
-            return main(argv)
-        except UserError as error:
-            message = str(error)
-        except OSError as error:  # the text of a loader's worker is a traceback, and its last line is the error
-            message = (str(error).strip() or repr(error)).splitlines()[-1]
-        except KeyboardInterrupt:
-            return 128 + signal.SIGINT
-        print(f"error: {message}", file=sys.stderr)
-        return 1
-
-    return wrapped
 
 
 def read_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, *, preview: bool = False) -> Image.Image:
@@ -216,30 +189,42 @@ def fast_layout(device: torch.device, bf16: bool, compiled: bool = False) -> tor
     return torch.channels_last if bf16 and (compiled or device.type == "cpu") else torch.contiguous_format
 
 
-def printable(path: str | os.PathLike[str]) -> str:
-    """A path as text for one line: characters that cannot be printed are escaped."""
-    text = os.fspath(path)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+def file_to_write(path: Path) -> Path:
+    """The file that a path names, behind any links.
+
+    Raises:
+        UserError: the path names a folder, a device, a pipe or a socket. Programs write whole files or none, which only
+            a file can keep: a device would be replaced by one, and a pipe without a reader would block for ever.
+    """
+    file = Path(os.path.realpath(path))
+    if file.exists() and not file.is_file():
+        kind = "a folder" if file.is_dir() else "a device, pipe or socket"
+        raise UserError(f"{printable(path)} is {kind}: name a file to write")
+    return file
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file to write, which replaces `path` when the block ends without an error.
 
+    A link stays, and the file that it leads to is replaced.
+
     Raises:
-        UserError: the disk is full, or the file cannot be written. The temporary file is removed, and `path` is
-            unchanged.
+        UserError: the path names something other than a file, the disk is full, or the file cannot be written. The
+            temporary file is removed, and `path` is unchanged.
     """
-    temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")  # a unique name that is not too long
+    file = file_to_write(path)
+    ending = os.fsdecode(os.fsencode(file.name)[-100:])  # in bytes, because names have at most 255 of them
+    temporary = file.with_name(f".{ending}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _flush_to_disk(temporary)
-        os.replace(temporary, path)
-        _flush_to_disk(path.parent)
+        os.replace(temporary, file)
+        _flush_to_disk(file.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns an OSError into a RuntimeError
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        if type(reason) is RuntimeError:
+        if type(reason) is RuntimeError or is_out_of_memory(error):
             raise  # the file is not the problem: an earlier error of the GPU may appear only here
         raise UserError(
             f"could not write {printable(path)}: {reason}\n"

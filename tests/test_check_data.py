@@ -116,6 +116,50 @@ def test_the_contact_sheet_must_lie_outside_the_data_set(folder: Path, capsys: p
         assert "outside the data set" in capsys.readouterr().err
 
 
+def test_what_is_not_an_image_is_counted_by_kind(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asian = folder / "train" / "asian"
+    for name in ("1.heic", "2.HEIC", "notes", ".DS_Store"):
+        (asian / name).write_bytes(b"no image")
+    (asian / "again").symlink_to("..")
+    (folder / "readme.txt").touch()
+    make_image(1).save(folder / "train" / "astray.png")
+    (folder / "loop").symlink_to(".")
+    found = report(folder, tmp_path, capsys)
+    expected = {"files": {".heic": 2, "hidden": 1, "without a suffix": 1},
+                "links": {str(asian / "again"): f"a circle, it leads back to {folder / 'train'}"}}  # fmt: skip
+    assert found["classes"]["train/asian"]["passed_over"] == expected
+    assert found["classes"]["test/asian"]["passed_over"] == {"files": {}, "links": {}}
+    assert found["outside_the_classes"]["files"] == {".txt": 1, ".png": 1}
+    assert check_data.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "\nin train/asian: passed over 4 other files: 2 .heic, 1 hidden, 1 without a suffix\n" in printed
+    assert "\noutside the classes: passed over 2 other files: 1 .txt, 1 .png\n" in printed
+    assert f"did not follow {folder / 'loop'}: a circle" in printed
+
+
+def test_a_circle_is_not_a_class(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "loop").symlink_to(".")
+    assert check_data.find_classes(tmp_path) == [("", "cats", tmp_path / "cats")]
+
+
+def test_the_contact_sheet_replaces_only_a_contact_sheet(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    make_image(1).save(sheet)
+    before = sheet.read_bytes()
+    assert check_data.main([str(folder), "--sheet", str(sheet)]) == 1
+    assert "sheet.png exists and is not a sheet of this program" in capsys.readouterr().err
+    assert sheet.read_bytes() == before
+    sheet.unlink()
+    assert [check_data.main([str(folder), "--sheet", str(sheet)]) for _ in range(2)] == [0, 0]
+    assert check_data.main([str(folder), "--sheet", "/dev/null"]) == 1
+    assert "is a device, pipe or socket" in capsys.readouterr().err
+
+
 def test_the_check_runs_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "check_data.py"), str(folder)], cwd=tmp_path, capture_output=True, text=True

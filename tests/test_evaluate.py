@@ -218,6 +218,26 @@ def test_missing_weights_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_images_that_are_left_out_are_reported(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data_dir / "test" / "asian" / "empty.png").touch()
+    (data_dir / "test" / "asian" / "a.heic").touch()
+    evaluate.load_domain(Config(data_dir=str(data_dir), image_size=32), 1, torch.device("cpu"))
+    where = data_dir / "test" / "asian"
+    line = f"in {where}: left out 1; first reason: empty file; passed over 1 other file: 1 .heic\n"
+    assert line in capsys.readouterr().err
+
+
+def test_a_full_memory_is_an_error_with_advice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(evaluate, "run", run)
+    assert evaluate.main(["--weights", "x"]) == 1
+    assert capsys.readouterr().err.startswith("error: the GPU is full: end other programs, try --device cpu")
+
+
 def test_too_few_images_and_unequal_pairs_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folders(tmp_path / "data", 4, 3)
     make_folders(tmp_path / "one", 1, 1)

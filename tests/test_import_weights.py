@@ -296,6 +296,19 @@ def test_a_pair_of_different_networks_is_refused(tmp_path: Path, out: Path) -> N
     assert_refused(tmp_path, out, "hold different networks: .* 2 residual blocks, .*; .* 3 residual blocks")
 
 
+def test_only_weights_of_this_program_are_replaced(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_origin(tmp_path / "theirs")
+    out.parent.mkdir()
+    out.write_bytes(b"weights of another program")
+    assert main([str(tmp_path / "theirs"), str(out)]) == 1
+    assert "exists and holds no weights of ours: name another file" in capsys.readouterr().err
+    assert out.read_bytes() == b"weights of another program"
+    out.unlink()
+    assert [main([str(tmp_path / "theirs"), str(out)]) for _ in range(2)] == [0, 0]
+
+
 def test_mistakes_on_the_command_line_are_reported_without_a_traceback(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,9 +21,10 @@ from dataset import DEMO_ZIP
 from generator_model import Generator
 from photos.crops import measure_template
 from photos.faces import find_faces
+from photos.jobs import find_jobs
 from photos.photo import LABEL, open_photo, read_photo, write_photo
 from photos.translator import Translator
-from translate import find_jobs, load_translator, main
+from translate import load_translator, main
 from utils import UserError
 from weights.load import export_weights, load_weights
 from weights.safetensors_file import write_generators
@@ -336,7 +337,7 @@ def test_results_never_replace_their_sources_or_each_other(tmp_path: Path) -> No
             find_jobs([tmp_path / "a"], out)
     with pytest.raises(UserError, match="would both become"):
         find_jobs([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"], tmp_path / "out")
-    assert [target for _, target in find_jobs([tmp_path], tmp_path / "out")] == [
+    assert [target for _, target in find_jobs([tmp_path], tmp_path / "out")[0]] == [
         tmp_path / "out" / "a" / "x.png", tmp_path / "out" / "b" / "x.png"
     ]  # fmt: skip
 
@@ -345,7 +346,9 @@ def test_earlier_results_inside_a_folder_are_not_translated_again(tmp_path: Path
     for name in ("x.png", "out/x.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         photograph(0).save(tmp_path / name)
-    assert find_jobs([tmp_path], tmp_path / "out") == [(tmp_path / "x.png", tmp_path / "out" / "x.png")]
+    jobs, passed_over = find_jobs([tmp_path], tmp_path / "out")
+    assert jobs == [(tmp_path / "x.png", tmp_path / "out" / "x.png")]
+    assert str(passed_over) == f"passed over 1 other file: 1 in {tmp_path / 'out'}, where the results go"
 
 
 @pytest.mark.parametrize(

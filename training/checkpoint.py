@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from config import Config, as_flag, from_dict, to_dict
+from console import reason_of
 from utils import UserError, atomic_write, printable
 
 
@@ -118,9 +119,10 @@ def prune_checkpoints(folder: Path, step: int, keep: int, keep_every_steps: int)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of saves during which the process was killed."""
-    for path in folder.glob(".step_*.pt.*.tmp"):
-        path.unlink()
+    """Delete the temporary files of `atomic_write` in a run's folder during which the process was killed."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink()
 
 
 # --- Loading
@@ -154,8 +156,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken file can make the unpickler raise anything
-        reason = "it holds more than tensors and plain values" if "weights_only" in str(error) else repr(error)
-        raise CheckpointError(f"{printable(path)} is not a checkpoint: {reason.splitlines()[0]}") from error
+        reason = "it holds more than tensors and plain values" if "weights_only" in str(error) else reason_of(error)
+        raise CheckpointError(f"{printable(path)} is not a checkpoint: {reason}") from error
     if damaged:
         raise CheckpointError(f"{printable(path)} is damaged: wrong checksum in {damaged}")
     required = {name for name, entry in ENTRIES.items() if entry.required}

@@ -19,22 +19,35 @@ import torch.distributed.nn.functional  # imported before any process group exis
 from torch import Tensor
 from torch import distributed as dist
 
+from console import UserError, printable
+
 MAX_WAIT = 3600  # The other processes wait up to this many seconds while the first one scans, evaluates or saves.
 
 
 def rank() -> int:
     """The number of this process among all processes, from 0; process 0 reports and saves."""
-    return int(os.environ.get("RANK", "0"))
+    number = _from_environment("RANK", 0)
+    if number >= count():
+        raise UserError(f"RANK={number} must be less than WORLD_SIZE={count()}; torchrun sets both, else unset them")
+    return number
 
 
 def count() -> int:
     """The number of processes on all machines."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return max(1, _from_environment("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
     """The number of this process on its machine, from 0, which is also the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _from_environment("LOCAL_RANK", 0)
+
+
+def _from_environment(name: str, default: int) -> int:
+    """A number that torchrun sets; UserError if something else has set it."""
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,6}", text):
+        raise UserError(f"{name}={printable(text)} in the environment is not a number: unset it, or use torchrun")
+    return int(text)
 
 
 @contextmanager

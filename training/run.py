@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from config import Config, to_dict
+from console import memory_advice, reason_of
 from training import checkpoint, distributed
 from training.checkpoint import PER_PROCESS_ENTRIES
 from training.model import CycleGAN
@@ -110,7 +110,8 @@ class Run:
         """
         folder = self.folder / "checkpoints"
         if distributed.rank() == 0:
-            checkpoint.remove_leftovers(folder)
+            for place in (self.folder, folder, self.folder / "best", self.folder / "samples"):
+                checkpoint.remove_leftovers(place)
         saved, broken = checkpoint.newest_checkpoint(folder)
         if distributed.rank() == 0:
             for error in broken:
@@ -146,7 +147,7 @@ class Run:
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             folder = printable(self.folder / "checkpoints")
             raise UserError(
-                f"the newest checkpoint in {folder} is not one of this program: {error!r}\n"
+                f"the newest checkpoint in {folder} is not one of this program: {reason_of(error)}\n"
                 "start afresh with another --run-name"
             ) from error
 
@@ -172,7 +173,7 @@ class Run:
     def save_config(self) -> None:
         """Write the configuration to config.json."""
         with atomic_write(self.folder / "config.json") as file:
-            file.write_text(json.dumps(to_dict(self.config), indent=2) + "\n")
+            file.write_text(json.dumps(to_dict(self.config), indent=2) + "\n", encoding="utf-8")
 
     def state_dict(self, model: CycleGAN) -> dict[str, Any]:
         """A checkpoint's entries, without those of other processes."""
@@ -220,15 +221,15 @@ def open_device(config: Config) -> torch.device:
 def stop_requests(second_ends: bool = True) -> Iterator[list[int]]:
     """A list that SIGINT and SIGTERM append their number to, instead of ending the process.
 
-    A second signal ends the process, unless `second_ends` is false: a supervisor such as torchrun repeats signals, and
-    kills processes that do not stop.
+    A second signal ends the process once half-written files are removed, and a third one at once, unless `second_ends`
+    is false: a supervisor such as torchrun repeats signals, and kills processes that do not stop.
     """
     requests: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if requests and second_ends:
             signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            raise SystemExit(128 + number)
         requests.append(number)
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -243,9 +244,8 @@ def stop_requests(second_ends: bool = True) -> Iterator[list[int]]:
 def explained_failures() -> Iterator[None]:
     """UserError in place of the failures that a user can do something about: memory, workers, other processes."""
     try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError("the GPU is full: try --recompute, or lower --batch-size or --image-size") from error
+        with memory_advice("try --recompute, or lower --batch-size or --image-size"):
+            yield
     except RuntimeError as error:
         if distributed.is_peer_failure(error):
             raise UserError(

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import to_dict
+from console import count
 from training import distributed
 from training.health import WINDOW, Symptom, symptoms_in_images, symptoms_in_losses
 from training.model import CycleGAN
@@ -28,15 +29,17 @@ class RunLog:
 
     Args:
         run: the run, at the step from which it continues.
+        domains: what messages call domains a and b; None for the names in the configuration.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, domains: tuple[str, str] | None = None) -> None:
         config = run.config
         self.run_dir = run.folder
         self.num_steps = run.num_steps
         self.steps_per_epoch = run.steps_per_epoch
         self.images_per_step = 2 * config.batch_size * distributed.count()  # counts both domains and all processes
-        self.names = {"ab": f"{config.domain_a} to {config.domain_b}", "ba": f"{config.domain_b} to {config.domain_a}"}
+        a, b = domains or (config.domain_a, config.domain_b)
+        self.names = {"ab": f"{a} to {b}", "ba": f"{b} to {a}"}
         self.newest_rows: deque[dict[str, float]] = deque(maxlen=WINDOW)  # the last rows of metrics.csv
         self.warned: set[str] = set()  # the names of the symptoms that were reported
         self.sums: dict[str, Tensor] = {}  # the sums of all scalars since the last row
@@ -144,7 +147,7 @@ class RunLog:
         """Append a row to metrics.csv, below a header if the file is new."""
         path = self.run_dir / "metrics.csv"
         is_new = not path.exists()
-        with open(path, "a", newline="") as file:
+        with open(path, "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, row)
             if is_new:
                 writer.writeheader()
@@ -155,28 +158,27 @@ class RunLog:
         path = self.run_dir / "metrics.csv"
         if not path.exists():
             return
-        header, *lines = path.read_text(errors="replace").splitlines(keepends=True) or [""]
+        header, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
         rows = [line for line in lines if line.endswith("\n") and line.split(",")[0].isdecimal()]
         kept = [line for line in rows if int(line.split(",")[0]) <= step]
         if kept:
             with atomic_write(path) as file:
-                file.write_text(header + "".join(kept))
+                file.write_text(header + "".join(kept), encoding="utf-8")
         else:
             path.unlink()
 
 
-def open_log(run: Run, model: CycleGAN, *, num_images: tuple[int, int]) -> RunLog | None:
+def open_log(run: Run, model: CycleGAN, *, num_images: tuple[int, int], domains: tuple[str, str]) -> RunLog | None:
     """Save the configuration, say what is trained on what, and open the run's log; None in all but one process."""
     if distributed.rank() > 0:
         return None
     run.save_config()
-    config = run.config
-    counts = f"{num_images[0]} {config.domain_a} and {num_images[1]} {config.domain_b} images"
+    counts = f"{num_images[0]} {domains[0]} and {count(num_images[1], f'{domains[1]} image')}"
     precision = " in bf16" if model.amp else ""
     others = f", the first of {distributed.count()} processes" if distributed.count() > 1 else ""
     where = f"step {run.step} of {run.num_steps}, on {model.device}{precision}{others}"
     print(f"{counts}; {printable(run.folder)}: {where}")
-    return RunLog(run)
+    return RunLog(run, domains)
 
 
 def say_finished_already(run: Run) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from config import Config, as_flag, from_dict, to_dict
+from console import reason_of
 from generator_model import MAX_STRENGTH, Generator
 from training.checkpoint import CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint, saved_config
 from utils import Template, UserError, atomic_write, printable
@@ -227,7 +228,7 @@ def _read_safetensors(path: Path) -> tuple[Config, dict[Direction, dict[str, Ten
         content = read_generators(path)
         config = from_dict(content.config)
     except Exception as error:  # a damaged or malicious file can make the parsers raise anything
-        raise CheckpointError(f"{printable(path)} does not hold weights of this program: {error!r}") from error
+        raise CheckpointError(f"{printable(path)} does not hold weights of this program: {reason_of(error)}") from error
     states = content.generators
     found = {direction: states[f"gen_{direction}"] for direction in DIRECTIONS if f"gen_{direction}" in states}
     if not found:

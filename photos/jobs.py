@@ -1,0 +1,197 @@
+"""Decide which file becomes which, which files may be replaced, and report what has happened to them."""
+
+from __future__ import annotations
+
+import filecmp
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from console import UserError, count, is_out_of_memory, printable, reason_of
+from photos.files import IMAGE_SUFFIXES, PassedOver, find_files, may_be_image
+from photos.photo import LABEL, Photo, Storage
+from photos.video import VIDEO_SUFFIXES
+
+Job = tuple[Path, Path]  # A file to translate, and the file to write.
+# Pillow's options for images that change their format; the others keep those of their source.
+OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True},
+                                      "TIFF": {"compression": "tiff_deflate"}}  # fmt: skip
+
+
+# --- What becomes what
+
+
+def find_jobs(sources: Sequence[Path], out: Path) -> tuple[list[Job], PassedOver]:
+    """What to translate and what to write; the results of a folder keep its subfolders.
+
+    Args:
+        sources: files, and folders with files.
+        out: the folder to write to; for a single file as the source also a file, if the name ends as that of an image
+            or a video.
+
+    Returns:
+        The jobs, and what was passed over in the folders.
+
+    Raises:
+        UserError: a source does not exist, two results would have the same name, a result would replace a source, or
+            `out` cannot be what it is asked to be.
+    """
+    passed_over = PassedOver()
+    jobs: list[Job] = []
+    for source in sources:
+        if not os.path.lexists(source):
+            raise UserError(f"{printable(source)} does not exist")
+        if source.is_dir():
+            jobs += [(file, out / file.relative_to(source)) for file in _files_in(source, out, passed_over)]
+        else:
+            jobs.append((source, out / source.name))
+    if _names_a_file(out):
+        jobs = [(_only_source(sources, out), out)]
+    elif os.path.lexists(out) and not out.is_dir():
+        raise UserError(f"--out {printable(out)} is not a folder, and its name does not end like that of a picture")
+    return _checked(jobs), passed_over
+
+
+def _files_in(source: Path, out: Path, passed_over: PassedOver) -> list[Path]:
+    """The images and videos in a folder, without the results of earlier runs in the folder `out`."""
+    found, others = find_files(source)
+    passed_over.add(others)
+    results = Path(os.path.realpath(out))
+    out_is_inside = Path(os.path.realpath(source)) in results.parents
+    files: list[Path] = []
+    for file in found:
+        if out_is_inside and results in Path(os.path.realpath(file)).parents:
+            passed_over.kinds[f"in {printable(out)}, where the results go"] += 1
+        elif is_video(file) or may_be_image(file):
+            files.append(file)
+        else:
+            passed_over.add_file(file)
+    return files
+
+
+def _names_a_file(out: Path) -> bool:
+    """Whether a name for the results is that of a file rather than a folder."""
+    return out.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and not out.is_dir()
+
+
+def _only_source(sources: Sequence[Path], out: Path) -> Path:
+    """The source of a result that has a name of its own."""
+    if len(sources) > 1 or sources[0].is_dir():
+        raise UserError(f"--out {printable(out)} names one file, which takes one photograph or video: name a folder")
+    if is_video(sources[0]) != is_video(out):
+        raise UserError(f"{printable(sources[0])} cannot become {printable(out)}: one is a video, and the other is not")
+    return sources[0]
+
+
+def _checked(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs that harm neither a source nor each other, each of them once."""
+    sources = {_identity(source): source for source, _ in jobs}
+    source_of: dict[Path, Path] = {}
+    for source, target in jobs:
+        if overwritten := sources.get(_identity(target)):
+            raise UserError(f"{printable(overwritten)} would be overwritten: choose another folder with --out")
+        other = source_of.setdefault(target, source)
+        if other != source and _identity(other) != _identity(source):
+            raise UserError(
+                f"{printable(other)} and {printable(source)} would both become {printable(target)}\n"
+                "translate them in separate runs, each with its own --out folder"
+            )
+    return [(source, target) for target, source in source_of.items()]
+
+
+def _identity(path: Path) -> object:
+    """Equal for two paths of one file, also if they differ in case where that makes no difference."""
+    real = os.path.realpath(path)
+    try:
+        status = os.stat(real)
+    except OSError:  # There is no such file, and so no other name for it.
+        return real
+    return status.st_dev, status.st_ino
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file has the name of a video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def named_storage(source: Path, target: Path, storage: Storage) -> Storage:
+    """How to write an image: as its source is stored, or in the format of the target's name if that is another one."""
+    if source.suffix.lower() == target.suffix.lower():
+        return storage
+    name = Image.registered_extensions().get(target.suffix.lower(), "")
+    if name not in Image.SAVE:
+        raise UserError(f"images cannot be written as {target.suffix}: choose another name with --out")
+    if name == storage.format:
+        return storage
+    profile = {"icc_profile": storage.options["icc_profile"]} if storage.options.get("icc_profile") else {}
+    return replace(storage, format=name, options=OPTIONS.get(name, {}) | profile)
+
+
+# --- What may be replaced
+
+
+def is_labelled(path: Path) -> bool:
+    """Whether a file carries the label that this program writes into what it has translated."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(LABEL.encode()) >= 0
+
+
+def check_replaceable(target: Path, result: Path | None = None) -> None:
+    """UserError unless `target` is new, is an earlier result that carries the label, or equals the file `result`."""
+    if not os.path.lexists(target) or (is_labelled(target) and not target.is_symlink()):
+        return
+    if result is None or not target.is_file() or not filecmp.cmp(target, result, shallow=False):
+        raise UserError(f"{printable(target)} exists and does not carry this program's label; --overwrite replaces it")
+
+
+# --- What has happened
+
+
+@dataclass
+class Summary:
+    """What happened to the files that the command line names."""
+
+    num_translated: int = 0
+    num_faces: int = 0
+    num_unchanged: int = 0
+    skipped: list[str] = field(default_factory=list)
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+    @property
+    def num_written(self) -> int:
+        """How many results there are."""
+        return self.num_translated + self.num_unchanged
+
+    def add(self, photo: Photo) -> None:
+        """Count a file that has been written."""
+        if photo.regions:
+            self.num_translated += 1
+            self.num_faces += photo.num_faces
+        else:
+            self.num_unchanged += 1
+
+    def skip(self, source: Path, error: Exception) -> None:
+        """Record why a file was skipped."""
+        reason = reason_of(error)
+        if is_out_of_memory(error):
+            reason = "the memory is full: lower --batch-size, or translate a smaller copy"
+        self.skipped.append(f"  {printable(source)}: {reason}")
+
+    def __str__(self) -> str:
+        text = f"translated {count(self.num_translated, 'file')}"
+        if self.num_faces:
+            text += f", {count(self.num_faces, 'face')}"
+        if self.num_unchanged:
+            text += f"; left {count(self.num_unchanged, 'file')} without a face unchanged"
+        if self.skipped:
+            text += "\n".join([f"\nskipped {count(len(self.skipped), 'file')}:", *self.skipped])
+        if self.passed_over:
+            text += f"\n{self.passed_over}"
+        return text
