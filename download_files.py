@@ -10,7 +10,6 @@ import argparse
 import re
 import shutil
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,9 +21,10 @@ from filelock import FileLock, Timeout
 from config import PRESETS, Config
 from console import UserError, command, count, printable, some_path
 from dataset import DEMO_ZIP, SPLITS, class_of, domain_folders, unpack_demo_faces
-from downloads.archives import check_archive, copy_or_unpack, is_archive
+from downloads.archives import check_archive, copy_or_unpack
 from downloads.fetch import fetch, file_name, local_path, remote_size, verify
-from downloads.place import move_all, stage
+from downloads.place import move_all, stage, writing_to
+from downloads.readers import kind_of
 from import_weights import import_weights
 from photos.files import IMAGE_SUFFIXES, visible_files
 from weights.load import load_weights
@@ -79,12 +79,13 @@ def what_is_here(source: Source, root: Path, *, config: Config) -> str:
 def staging_folder(root: Path) -> Iterator[Path]:
     """Lock the folder root/staging, and remove it at the end if it is empty; UserError if another process uses it."""
     folder = root / "staging"
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another download into {printable(folder)} is running; wait until it ends") from None
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another download into {printable(folder)} is running; wait until it ends") from None
     try:
         _clear_staging_folder(folder)
         yield folder
@@ -109,22 +110,25 @@ def download_and_place(source: Source, root: Path, *, config: Config) -> None:
         file = local or folder / file_name(source.url, source.folder)
         if not local:
             fetch(source.url, file, sha256=source.sha256, check=check)
-        elif local.is_file():
-            verify(local, source.sha256, check=check)
         try:
+            if file.is_dir() and source.sha256:
+                raise UserError("--sha256 is the checksum of a file, and this is a folder")
+            if local and local.is_file():
+                verify(local, source.sha256, check=check)
             content = folder / "unpacked"
             copy_or_unpack(file, content)
             PLACERS[source.folder](content, folder / "staged", target=root / source.folder, config=config)
         except UserError as error:
-            kept = "" if local else f"\nthe download is kept; delete {printable(file)} to start over"
-            raise UserError(f"{error}{kept}") from error
+            if local:
+                raise UserError(f"{printable(local)}: {error}") from error
+            raise UserError(f"{error}\nthe download is kept; delete {printable(file)} to start over") from error
         if not local:
             file.unlink()  # its content is in place
 
 
 def check_download(path: Path, source: Source) -> None:
     """Raise UserError unless a file is an intact and harmless archive. Weights may be other files, too."""
-    if source.folder != "checkpoints" or zipfile.is_zipfile(path) or is_archive(path):
+    if source.folder != "checkpoints" or kind_of(path):
         check_archive(path)
 
 

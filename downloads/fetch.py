@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 import gdown
 import requests
@@ -37,23 +38,30 @@ def fetch(address: str, target: Path, *, sha256: str = "", check: Check = lambda
         check: a further check of the file; see `Check`.
 
     Raises:
-        UserError: the download failed, or the file is not the expected one; the message says what to do.
+        UserError: the download failed, the disk is full, or the file is not the expected one; the message says what to
+            do.
     """
     if target.exists():
         try:
             return verify(target, sha256, check=check)
         except UserError as error:
             raise UserError(f"{printable(target)}: {error}\ndelete it, and run the same command again") from None
-    target.parent.mkdir(parents=True, exist_ok=True)
     whole = target.with_name(target.name + ".whole")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         _download(address, whole, lambda path: verify(path, sha256, check=check))
+        os.replace(whole, target)
     except UserError as error:
         raise UserError(
-            f"could not download {address}\n  {error}\n"
+            f"could not download {printable(address)}\n  {error}\n"
             f"run the same command again later, or download the file by hand to {printable(target)} before you run it"
         ) from None
-    os.replace(whole, target)
+    except OSError as error:
+        raise UserError(
+            f"could not write {printable(target)}: {error.strerror or error}\n"
+            "what was received is kept; make sure that the disk has space and that the permissions allow it,\n"
+            "and run the same command again: it resumes"
+        ) from error
 
 
 def verify(path: Path, sha256: str, *, check: Check) -> None:
@@ -80,17 +88,22 @@ def remote_size(url: str) -> str:
 
 def local_path(address: str) -> Path | None:
     """The existing file or folder that an address names; None for a web address, UserError for anything else."""
-    problem = UserError(f"{printable(address)} is neither an http(s) address nor an existing file or folder")
-    try:
-        parts = urlsplit(address)
-    except ValueError as error:
-        raise problem from error
-    if parts.scheme.lower() in ("http", "https"):
-        return None
-    name = unquote(parts.path) if parts.scheme.lower() == "file" else address
-    if not name or not Path(name).expanduser().exists():  # file://NAME has no path: NAME would be a host
+    problem = UserError(f"{printable(address[:200])!r} is neither an http(s) address nor an existing file or folder")
+    path = os.path.expanduser(address)
+    if not os.path.exists(path):
+        try:
+            parts = urlsplit(address)
+            has_host = bool(parts.hostname) and parts.port != 0  # a port that is not a number raises ValueError
+        except ValueError as error:
+            raise problem from error
+        if parts.scheme in ("http", "https") and has_host:
+            return None
+        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+            raise problem
+        path = url2pathname(parts.path)
+    if not os.path.isfile(path) and not os.path.isdir(path):  # a pipe would block for ever
         raise problem
-    return Path(name).expanduser()
+    return Path(path)
 
 
 def file_name(address: str, default: str) -> str:
@@ -116,6 +129,8 @@ def _download(address: str, path: Path, check: Check) -> None:
                 raise UserError(reason) from None
         except FileURLRetrievalError as error:
             raise UserError(f"Google Drive did not return the file: {' '.join(str(error).split())}") from None
+        except requests.exceptions.InvalidURL:
+            raise UserError("the address is not valid") from None
         except (requests.RequestException, DownloadError) as error:
             reason = _in_short(error, address)
         except UserError as error:  # the transfer is complete, but the content is wrong
@@ -123,8 +138,10 @@ def _download(address: str, path: Path, check: Check) -> None:
             if not before:
                 raise
             reason = f"the resumed download is damaged ({error})"
-        except OSError as error:
-            raise UserError(f"could not write the file: {error}") from None
+        except OSError:
+            raise  # the disk is the problem, not the server
+        except Exception as error:  # the libraries raise any exception for some addresses and answers
+            raise UserError("the address is not valid, or the answer is not one of a web server") from error
         if before and _bytes_so_far(path) <= before:
             _discard(path)  # the server does not resume from these bytes
     raise UserError(f"{reason}; gave up after {len(RETRY_WAITS)} retries")
@@ -162,8 +179,6 @@ def _in_short(error: Exception, address: str) -> str:
         return "the server's certificate is not valid, or a proxy has replaced it"
     if isinstance(error, requests.Timeout):
         return f"no answer within {TIMEOUT[1]} s"
-    if isinstance(error, requests.exceptions.InvalidURL):
-        return "the address is not valid"
     if isinstance(error, requests.ConnectionError):
         return f"could not connect to {urlsplit(address).netloc}, or the connection broke"
     return str(error).strip().split("\n")[0].rstrip(".")

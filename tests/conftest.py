@@ -96,6 +96,15 @@ def train_here(config: Config) -> int:
 
 
 @pytest.fixture
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """`limit_files(n)` makes every write beyond a file's first n bytes fail, as it does on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size < 0 else size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setattr(fetch, "RETRY_WAITS", (0.0,) * 5)
     server = Server(("127.0.0.1", 0), Handler)

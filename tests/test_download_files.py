@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,7 +251,13 @@ def test_the_demo_faces_are_unpacked_from_the_repository(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--url", "x"], ["--url", "x", "--dataset", "--weights"], ["--dataset", "--sha256", "12"], ["--sha256", "0" * 64]],
+    [
+        ["--dataset", "--url", ""],
+        ["--url", "x"],
+        ["--url", "x", "--dataset", "--weights"],
+        ["--dataset", "--sha256", "12"],
+        ["--sha256", "0" * 64],
+    ],
 )
 def test_mistakes_on_the_command_line_are_reported(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -258,13 +266,20 @@ def test_mistakes_on_the_command_line_are_reported(arguments: list[str], capsys:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://example.com/a.zip", "/no/such/file.zip", "faces", "http://[", "file://faces.zip"]
+    "url",
+    [
+        *("ftp://example.com/a.zip", "/no/such/file.zip", "faces", " ", "~nobody-of-this-name/a.zip", "a" * 5000),
+        *("http://", "http://[", "http://[::1", "http:///a.zip", "http://example.com:port/a.zip", "http://\u2100/"),
+        *("file://faces.zip", "file://elsewhere/etc", "file:///no/such/file.zip", "file:", os.devnull),
+    ],
 )
 def test_an_address_that_leads_nowhere_is_reported(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--dataset", "--url", url, "--root", str(tmp_path)]) == 1
-    assert "neither an http(s) address nor an existing file or folder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "neither an http(s) address nor an existing file or folder" in error
+    assert len(error) < 500
     assert not files_below(tmp_path)
 
 
@@ -294,3 +309,167 @@ def test_class_folders_are_found_at_any_depth(tmp_path: Path) -> None:
         ("train", "european"): "a/EUROPEAN/European", ("train", "asian"): "b/c/asian",
         ("test", "asian"): "val/asian", ("test", "european"): "val/European",
     }  # fmt: skip
+
+
+def looped(folder: Path) -> None:
+    (folder / "train" / "loop").symlink_to(folder)
+
+
+def linked_to_itself(folder: Path) -> None:
+    (folder / "train" / "loop.png").symlink_to("loop.png")
+
+
+def linked_to_nothing(folder: Path) -> None:
+    (folder / "old.png").symlink_to("gone.png")
+
+
+def with_a_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+
+
+def too_deep(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep" / Path(*["a"] * 500)).mkdir(parents=True)
+
+
+def unreadable_by_name(folder: Path) -> None:
+    (folder / "\udcff\n").symlink_to("gone.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (looped, "loop leads back to a folder above it"),
+        (linked_to_itself, "loop.png is a link that leads nowhere"),
+        (linked_to_nothing, "old.png is a link that leads nowhere"),
+        (with_a_pipe, "pipe.png is neither a file nor a folder"),
+        (too_deep, "inside more than 32 folders"),
+        (unreadable_by_name, r"\udcff\n is a link that leads nowhere"),
+    ],
+)
+@pytest.mark.parametrize("what", ["dataset", "test-images", "weights"])
+def test_a_folder_that_cannot_be_copied_changes_nothing(
+    what: str, change: Callable[[Path], None], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(make_folders(tmp_path / "mine", 1, 1))
+    assert main([f"--{what}", "--url", str(tmp_path / "mine"), "--root", str(tmp_path / "root")]) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert len(error.splitlines()) <= 5
+    assert not files_below(tmp_path / "root")
+
+
+def test_a_folder_is_not_copied_into_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files_below(make_folders(tmp_path, 1, 1))
+    assert main(["--dataset", "--url", str(tmp_path), "--root", str(tmp_path / "root")]) == 1
+    assert "or to the copy itself" in capsys.readouterr().err
+    assert files_below(tmp_path) == before
+
+
+def test_links_in_a_folder_are_followed(tmp_path: Path) -> None:
+    made = make_folders(tmp_path / "mine", 2, 2)
+    for name, target in (("trainA", "train/european"), ("trainB", "train/asian")):
+        (tmp_path / "links").mkdir(exist_ok=True)
+        (tmp_path / "links" / name).symlink_to(made / target)
+    assert main(["--dataset", "--url", str(tmp_path / "links"), "--root", str(tmp_path / "root")]) == 0
+    assert len(files_below(tmp_path / "root")) == 4
+    assert not [path for path in (tmp_path / "root").rglob("*") if path.is_symlink()]
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another disk than `tmp_path`."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second disk")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def test_a_folder_and_an_archive_on_another_disk_are_read(other_disk: Path, tmp_path: Path) -> None:
+    made = make_folders(other_disk / "mine", 1, 1)
+    assert main(["--dataset", "--url", str(made), "--root", str(tmp_path / "one")]) == 0
+    (other_disk / "a.zip").write_bytes(faces(train_European=1, train_Asian=1))
+    assert main(["--dataset", "--url", (other_disk / "a.zip").as_uri(), "--root", str(tmp_path / "two")]) == 0
+
+
+def test_places_that_are_links_to_another_disk_are_filled_there(web: Web, other_disk: Path, tmp_path: Path) -> None:
+    for name in ("dataset", "checkpoints"):
+        (other_disk / name).mkdir()
+        (tmp_path / name).symlink_to(other_disk / name)
+    assert get(web, "dataset", tmp_path, faces(train_European=2, train_Asian=2)) == 0
+    content = zipped(("gen_asian.pth.tar", original_weights()), ("gen_european.pth.tar", original_weights()))
+    assert get(web, "weights", tmp_path, content) == 0
+    assert files_below(other_disk) == {
+        *(f"dataset/train/{domain}/{i}.png" for domain in ("european", "asian") for i in (0, 1)),
+        "checkpoints/european_asian.safetensors",
+    }  # fmt: skip
+    assert (tmp_path / "dataset").is_symlink()
+
+
+def test_moves_to_another_disk_are_undone_if_one_of_them_fails(
+    web: Web, other_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dataset").symlink_to(other_disk)
+    (other_disk / "train" / "european").mkdir(parents=True)
+    (other_disk / "train" / "european" / "notes.txt").write_text("mine")
+    assert get(web, "dataset", tmp_path, faces(train_European=2, train_Asian=2)) == 1
+    assert "european is not empty" in capsys.readouterr().err
+    assert files_below(other_disk) == {"train/european/notes.txt"}
+    assert os.listdir(other_disk / "train") == ["european"]
+
+
+def test_a_checksum_for_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_folders(tmp_path / "mine", 1, 1)
+    assert main(["--dataset", "--url", str(made), "--sha256", "0" * 64, "--root", str(tmp_path / "root")]) == 1
+    assert "--sha256 is the checksum of a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["dataset", "weights", "test-images"])
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.bz2", "a.tar.xz", "a.zip"])
+def test_a_damaged_local_archive_is_named(
+    what: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = shutil.make_archive(
+        str(tmp_path / "whole"), {"zip": "zip", "gz": "gztar", "bz2": "bztar", "xz": "xztar"}[name.rsplit(".", 1)[1]],
+        make_folders(tmp_path / "mine", 2, 2),
+    )  # fmt: skip
+    (tmp_path / name).write_bytes(Path(whole).read_bytes()[:60])
+    assert main([f"--{what}", "--url", str(tmp_path / name), "--root", str(tmp_path / "root")]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / name}: the file is damaged or not an archive" in error
+    assert "get it again" in error
+    assert not files_below(tmp_path / "root")
+
+
+def test_a_disk_that_fills_up_while_unpacking_keeps_the_download_and_what_was_there(
+    web: Web, tmp_path: Path, limit_files: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stripes = zipfile.ZipInfo("data/train/European/stripes.bmp")
+    stripes.compress_type = zipfile.ZIP_DEFLATED
+    buffer = io.BytesIO(faces(train_European=1, train_Asian=1))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(stripes, bytes(range(256)) * 400)
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "notes.txt").write_text("mine")
+    limit_files(50_000)
+    assert get(web, "dataset", tmp_path, buffer.getvalue()) == 1
+    error = capsys.readouterr().err
+    assert "File too large" in error
+    assert "the download is kept" in error
+    assert len(error.splitlines()) <= 5
+    assert files_below(tmp_path) == {"dataset/notes.txt", "staging/.lock", "staging/dataset.zip"}
+    limit_files(-1)
+    requests = len(web.ranges)
+    assert get(web, "dataset", tmp_path, b"") == 0
+    assert len(web.ranges) == requests
+    assert not (tmp_path / "staging").exists()
+
+
+def test_a_root_that_cannot_be_written_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    made = make_folders(tmp_path / "mine", 1, 1)
+    for name in ("file", "loop"):
+        assert main(["--dataset", "--url", str(made), "--root", str(tmp_path / name)]) == 1
+        assert f"could not write {tmp_path / name / 'staging'}" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import gdown
@@ -222,3 +223,28 @@ def test_the_next_download_resumes_a_killed_one(web: Web, tmp_path: Path) -> Non
     fetch(web.address, target, sha256=DIGEST)
     assert any(int(asked[6:-1]) > 1_000_000 for asked in web.ranges if asked)
     assert [path.name for path in tmp_path.iterdir()] == ["faces.bin"]
+
+
+def test_a_download_resumes_after_the_disk_was_full(
+    web: Web, tmp_path: Path, limit_files: Callable[[int], None]
+) -> None:
+    limit_files(1_200_000)
+    with pytest.raises(UserError, match=r"(?s)could not write .*faces\.bin: File too large.*it resumes"):
+        fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
+    (part,) = tmp_path.iterdir()
+    assert part.suffix == ".part"
+    kept = part.stat().st_size
+    with pytest.raises(UserError, match="File too large"):  # still full
+        fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
+    assert part.stat().st_size >= kept > 0
+    limit_files(-1)
+    fetch(web.address, tmp_path / "faces.bin", sha256=DIGEST)
+    assert web.ranges[-1] == f"bytes={kept}-" or int(web.ranges[-1][6:-1]) > kept
+    assert [path.name for path in tmp_path.iterdir()] == ["faces.bin"]
+
+
+@pytest.mark.parametrize("address", ["http://.example.com/a", f"http://{'a' * 64}.com/a", "http://exa mple/a"])
+def test_an_address_that_cannot_be_one_is_not_retried(address: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the address is not valid"):
+        fetch(address, tmp_path / "faces.bin")
+    assert list(tmp_path.iterdir()) == []
