@@ -21,6 +21,9 @@ FACE_INSIDE = 0.72  # A change is pasted in full up to this fraction of the elli
 BORDER = 0.04  # Nothing is pasted nearer to the crop's border than this, in half sides,
 BORDER_FADE = 0.12  # and from there on a change grows over this distance.
 UPSCALING = 4  # A change is enlarged by this with cubic interpolation, and from there on linearly.
+# Where a change is large, the photograph's own detail belongs to what was there before, such as the hairs of a brow.
+DETAIL_STAYS = 12  # It stays where the change is at most this many grey levels,
+DETAIL_GOES = 40  # and is gone where it is at least this many.
 FIXED_POINT = 64  # Changes are rounded to this fraction of a grey level, so that int16 can hold them.
 MIN_FACE_SHARE = 0.5  # A template needs exactly one face in at least this share of the images.
 
@@ -44,8 +47,8 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
     """Add the change between two versions of a crop to the image that the crop was cut from, in place.
 
     Only the change is resized to the image's resolution, so that the image keeps its own detail even where the face is
-    much larger than the crop. The change fades out around the face (see `paste_mask`). Pixels outside the mask
-    stay as they are, and so does the whole image if the crop has not changed.
+    much larger than the crop, except where the change is large. The change fades out around the face (see
+    `paste_mask`). Pixels outside the mask stay as they are, and so does the whole image if the crop has not changed.
 
     Args:
         image: (H, W, 3) uint8 RGB, writable.
@@ -55,9 +58,7 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
         after: the translated crop, of the same shape and range.
     """
     size = len(before)
-    change = (after.astype(np.float32) - before) * (paste_mask(size, template)[..., None] * FIXED_POINT)
-    enlarged_side = UPSCALING * size
-    enlarged = cv2.resize(change, (enlarged_side, enlarged_side), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    change = (after.astype(np.float32) - before) * paste_mask(size, template)[..., None]
     to_image = np.linalg.inv(similarity(face.landmarks, np.array(template) * size))
     corners = transform(to_image, np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float64))
     low = np.clip(np.floor(corners.min(axis=0)), 0, image.shape[1::-1]).astype(int)
@@ -65,10 +66,37 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
     if (high <= low).any():
         return
     part = image[low[1] : high[1], low[0] : high[0]]
-    width, height = (high - low).tolist()
-    to_part = shift(-low) @ to_image @ np.diag([1 / UPSCALING, 1 / UPSCALING, 1])
-    warped = warp(enlarged, to_part, (width, height), cv2.BORDER_CONSTANT, cv2.INTER_LINEAR)
-    part[:] = cv2.addWeighted(part, 1, warped, 1 / FIXED_POINT, 0, dtype=cv2.CV_8U)  # This rounds and clips.
+    to_part = shift(-low) @ to_image
+
+    lost = _lost_detail(change)
+    detail = part - _enlarge(before.astype(np.float32), to_part, part) if lost.any() else None
+    added = _enlarge((change * FIXED_POINT), to_part, part, np.int16)
+    part[:] = cv2.addWeighted(part, 1, added, 1 / FIXED_POINT, 0, dtype=cv2.CV_8U)  # This rounds and clips.
+    if detail is not None:
+        part[:] = np.rint(part - detail * _enlarge(lost, to_part, part)).clip(0, 255)
+
+
+def _lost_detail(change: np.ndarray) -> np.ndarray:
+    """The fraction of the image's own detail that a change, (size, size, 3), replaces: of the same shape, 0 to 1."""
+    largest = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), 1)  # Blurred, for fractions without edges.
+    lost = np.clip((largest - DETAIL_STAYS) / (DETAIL_GOES - DETAIL_STAYS), 0, 1)
+    return np.repeat(lost[..., None], 3, axis=2)
+
+
+def _enlarge(crop: np.ndarray, to_part: np.ndarray, part: np.ndarray, dtype: type = np.float32) -> np.ndarray:
+    """Warp values of a crop, (size, size, 3), to a part of the image, (height, width, 3), with 0 outside the crop.
+
+    Args:
+        crop: float32.
+        to_part: (3, 3), which maps positions in the crop to positions in the part.
+        part: what the result has the shape of.
+        dtype: of the result.
+    """
+    side = UPSCALING * len(crop)
+    enlarged: np.ndarray = cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC).astype(dtype)
+    matrix = to_part @ np.diag([1 / UPSCALING, 1 / UPSCALING, 1])
+    height, width = part.shape[:2]
+    return warp(enlarged, matrix, (width, height), cv2.BORDER_CONSTANT, cv2.INTER_LINEAR)
 
 
 @cache
