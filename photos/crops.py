@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ FACE_WIDTH = 1.25  # and its half width this many times the distance between the
 FACE_INSIDE = 0.72  # A change is pasted in full up to this fraction of the ellipse's radius. From there it fades.
 BORDER = 0.04  # Nothing is pasted nearer to the crop's border than this, in half sides,
 BORDER_FADE = 0.12  # and from there on a change grows over this distance.
+STRIP = 512  # Changes are pasted in strips of so many rows, which bounds the memory.
 UPSCALING = 4  # A change is enlarged by this with cubic interpolation, and from there on linearly.
 # Where a change is large, the photograph's own detail belongs to what was there before, such as the hairs of a brow.
 DETAIL_STAYS = 12  # It stays where the change is at most this many grey levels,
@@ -59,21 +60,25 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
     """
     size = len(before)
     change = (after.astype(np.float32) - before) * paste_mask(size, template)[..., None]
+    lost = _lost_detail(change)
+    added = _enlarge(change * FIXED_POINT).astype(np.int16)
+    smooth, fraction = (_enlarge(before.astype(np.float32)), _enlarge(lost)) if lost.any() else (None, None)
+
     to_image = np.linalg.inv(similarity(face.landmarks, np.array(template) * size))
     corners = transform(to_image, np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float64))
-    low = np.clip(np.floor(corners.min(axis=0)), 0, image.shape[1::-1]).astype(int)
-    high = np.clip(np.ceil(corners.max(axis=0)), 0, image.shape[1::-1]).astype(int)
-    if (high <= low).any():
+    left, top = np.clip(np.floor(corners.min(axis=0)), 0, image.shape[1::-1]).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(corners.max(axis=0)), 0, image.shape[1::-1]).astype(int).tolist()
+    if right <= left:
         return
-    part = image[low[1] : high[1], low[0] : high[0]]
-    to_part = shift(-low) @ to_image
-
-    lost = _lost_detail(change)
-    detail = part - _enlarge(before.astype(np.float32), to_part, part) if lost.any() else None
-    added = _enlarge((change * FIXED_POINT), to_part, part, np.int16)
-    part[:] = cv2.addWeighted(part, 1, added, 1 / FIXED_POINT, 0, dtype=cv2.CV_8U)  # This rounds and clips.
-    if detail is not None:
-        part[:] = np.rint(part - detail * _enlarge(lost, to_part, part)).clip(0, 255)
+    for row in range(top, bottom, STRIP):
+        part = image[row : min(row + STRIP, bottom), left:right]
+        to_part = shift(np.array([-left, -row])) @ to_image @ np.diag([1 / UPSCALING, 1 / UPSCALING, 1])
+        fit = partial(warp, matrix=to_part, size=part.shape[1::-1], border=cv2.BORDER_CONSTANT,
+                      interpolation=cv2.INTER_LINEAR)  # fmt: skip
+        replaced = (part - fit(smooth)) * fit(fraction) if smooth is not None and fraction is not None else None
+        part[:] = cv2.addWeighted(part, 1, fit(added), 1 / FIXED_POINT, 0, dtype=cv2.CV_8U)  # This rounds and clips.
+        if replaced is not None:
+            part[:] = np.rint(part - replaced).clip(0, 255)
 
 
 def _lost_detail(change: np.ndarray) -> np.ndarray:
@@ -83,20 +88,11 @@ def _lost_detail(change: np.ndarray) -> np.ndarray:
     return np.repeat(lost[..., None], 3, axis=2)
 
 
-def _enlarge(crop: np.ndarray, to_part: np.ndarray, part: np.ndarray, dtype: type = np.float32) -> np.ndarray:
-    """Warp values of a crop, (size, size, 3), to a part of the image, (height, width, 3), with 0 outside the crop.
-
-    Args:
-        crop: float32.
-        to_part: (3, 3), which maps positions in the crop to positions in the part.
-        part: what the result has the shape of.
-        dtype: of the result.
-    """
+def _enlarge(crop: np.ndarray) -> np.ndarray:
+    """Values of a crop, (size, size, 3) float32, enlarged by UPSCALING."""
     side = UPSCALING * len(crop)
-    enlarged: np.ndarray = cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC).astype(dtype)
-    matrix = to_part @ np.diag([1 / UPSCALING, 1 / UPSCALING, 1])
-    height, width = part.shape[:2]
-    return warp(enlarged, matrix, (width, height), cv2.BORDER_CONSTANT, cv2.INTER_LINEAR)
+    enlarged: np.ndarray = cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC)
+    return enlarged
 
 
 @cache
