@@ -74,7 +74,6 @@ class Losses:
     identity_epochs: Count = 0  # epochs over which the identity loss falls linearly to zero; 0: it stays (paper)
     diff_augment: Literal["none", "geometry", "all"] = "none"  # augment the discriminators' inputs (Zhao et al. 2020)
     disc_blur: Blur = 1.0  # in half the steps blur the discriminators' inputs, with a sigma of up to this, px (paper 0)
-    face_focus: bool = True  # discriminators see only faces, where all images show them alike (paper: whole images)
     source_negatives: bool = True  # discriminators also reject real images of the other domain (paper: no)
     gan_loss: Literal["lsgan", "logistic"] = "logistic"  # squared error or cross-entropy of the scores (paper lsgan)
     r1_gamma: Weight = 1.0  # gradient penalty at 64 px, in proportion to the pixels (Mescheder et al. 2018; paper 0)
@@ -200,7 +199,6 @@ PRESET_VALUES: dict[str, tuple[Any, ...]] = {  # ... keeps the value above
     "lambda_cycle":           (10.0,         3.0,          ...),
     "lambda_identity":        (0.5,          ...,          ...),
     "disc_blur":              (0.0,          0.0,          ...),
-    "face_focus":             (False,        False,        False),
     "source_negatives":       (False,        False,        ...),
     "gan_loss":               ("lsgan",      "lsgan",      ...),
     "r1_gamma":               (0.0,          0.0,          ...),
@@ -225,7 +223,6 @@ BEFORE_THE_KNOB: dict[str, Any] = {
     "disc_norm": "instance",
     "disc_global": False,
     "disc_blur": 0.0,
-    "face_focus": False,
     "source_negatives": False,
     "gan_loss": "lsgan",
     "r1_gamma": 0.0,

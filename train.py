@@ -45,7 +45,6 @@ from dataset import (
 from discriminator_model import Discriminator
 from evaluation.metrics import paired_report, translate_in_batches
 from evaluation.validation import Validation, strengths_in
-from photos.crops import paste_mask
 from training import distributed
 from training.checkpoint import lock_run
 from training.diff_augment import Augment, draw_augmentation
@@ -68,7 +67,6 @@ def train_step(
     config: Config,
     identity_share: float = 1.0,
     r1_gamma: float = 0.0,
-    window: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """One step of the algorithm: both generators, then both discriminators (paper sections 3, 4 and 7.1).
 
@@ -78,13 +76,12 @@ def train_step(
         config: the loss weights, the kind of adversarial loss and the order of the updates.
         identity_share: the fraction of the identity loss's weight that applies in this step.
         r1_gamma: the weight of the discriminators' gradient penalty in this step; 0: none.
-        window: how much discriminators see of each pixel, (H, W), 0 to 1; None: all.
 
     Returns:
         Losses, mean scores and gradient norms by name, detached scalars.
     """
     reals = (real_a, real_b)
-    augment = draw_augmentation(config.diff_augment, config.disc_blur, window)  # of all that discriminators see
+    augment = draw_augmentation(config.diff_augment, config.disc_blur)  # of all that discriminators see in this step
     if config.disc_first:  # departs from the paper as the original European-to-Asian project does
         with torch.no_grad(), model.autocast():
             fake_b, fake_a = model.gen_ab(real_a), model.gen_ba(real_b)
@@ -233,11 +230,8 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     if run.step >= run.num_steps:
         say_finished_already(run)
         return 0
-    if run.step == 0:
+    if is_first and run.step == 0:
         run.template = measure_faces(images[0].files, images[1].files)
-
-    # Let the discriminators see only the faces, if all images show them alike.
-    window = face_window(run, device)
 
     # Read the remaining batches, in the order that seed and epoch give, and log what happens.
     loader = open_loader(run, dataset, pin_memory=device.type == "cuda")
@@ -263,7 +257,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
             # Update the generators, the discriminators, and the generators' average.
             real_a, real_b = (normalize(real.to(device, non_blocking=True)) for real in (real_a, real_b))
             losses = train_step(model, real_a, real_b, config=config, identity_share=run.identity_share,
-                                r1_gamma=run.r1_gamma, window=window)  # fmt: skip
+                                r1_gamma=run.r1_gamma)  # fmt: skip
             model.update_averages(run.step, config.ema_decay)
             run.step += 1
 
@@ -342,16 +336,6 @@ def translate_samples(model: CycleGAN, sample_a: Tensor, sample_b: Tensor) -> li
     fake_b, fake_a = translate_in_batches(model.ema_gen_ab, sample_a), translate_in_batches(model.ema_gen_ba, sample_b)
     rec_a, rec_b = translate_in_batches(model.ema_gen_ba, fake_b), translate_in_batches(model.ema_gen_ab, fake_a)
     return [sample_a, fake_b, rec_a, sample_b, fake_a, rec_b]
-
-
-def face_window(run: Run, device: torch.device) -> Tensor | None:
-    """What discriminators see of images, (image_size, image_size) in 0 to 1: what photographs take on of translations.
-
-    None, which is all, where `face_focus` is off, or the images do not show faces.
-    """
-    if not run.config.face_focus or run.template is None:
-        return None
-    return torch.from_numpy(paste_mask(run.config.image_size, run.template)).to(device)
 
 
 def start_from_trained(model: CycleGAN, config: Config) -> None:

@@ -13,7 +13,6 @@ import shutil
 import signal
 import statistics
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from torch import Tensor
 import train
 from benchmark import textbook_terms
 from config import BEFORE_THE_KNOB, PRESETS, Config, from_dict
-from dataset import DEMO_ZIP
 from training import checkpoint, losses
 from training.model import CycleGAN, backward, step_optimizer
 from training.run import Run
@@ -143,12 +141,10 @@ def test_the_step_equals_the_reference_step(
         real_a, real_b = (torch.rand(batch_size, 3, 32, 32, dtype=dtype) * 2 - 1 for _ in "ab")
         for own, other in zip(networks_of(ours).values(), nets.values(), strict=True):
             other.load_state_dict(own.state_dict())  # float32 drifts apart by chaos: each step starts together
-        window = torch.rand(32, 32, dtype=dtype) if config.face_focus else None
         random_state = torch.get_rng_state()  # of the blur
-        actual = train.train_step(ours, real_a, real_b, config=config, r1_gamma=config.r1_gamma, window=window)
+        actual = train.train_step(ours, real_a, real_b, config=config, r1_gamma=config.r1_gamma)
         torch.set_rng_state(random_state)
-        terms = textbook_terms(config, r1_gamma=config.r1_gamma)
-        expected = textbook_step(textbook, real_a, real_b, terms=terms, window=window)
+        expected = textbook_step(textbook, real_a, real_b, terms=textbook_terms(config, r1_gamma=config.r1_gamma))
         for name, value in expected.items():
             torch.testing.assert_close(actual[f"loss/{name}"], value, rtol=tolerance, atol=tolerance)
         compared = [name for name in nets if not (config.disc_first and name.startswith("disc"))]
@@ -658,31 +654,6 @@ def test_evaluations_do_not_change_what_is_learned_and_survive_a_resume(tiny: Ti
     assert plain.pop("best_score") is None
     assert examined.pop("best_score") > 0
     assert_identical(plain, examined)
-
-
-@pytest.mark.parametrize("face_focus", [True, False])
-def test_discriminators_see_only_the_faces_where_images_show_faces(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, face_focus: bool
-) -> None:
-    with zipfile.ZipFile(DEMO_ZIP) as archive:
-        names = [f"train/{domain}/{number:04d}.jpg" for domain in ("european", "asian") for number in range(3)]
-        archive.extractall(tmp_path / "faces", names)
-    windows = []
-
-    def step(*arguments: Any, window: torch.Tensor | None, **keywords: Any) -> dict[str, torch.Tensor]:
-        windows.append(window)
-        return original(*arguments, window=window, **keywords)
-
-    original = train.train_step
-    monkeypatch.setattr(train, "train_step", step)
-    for name, is_expected in (("faces", face_focus), ("data", False)):
-        config = tiny(data_dir=str(tmp_path / name), run_name=name, max_steps=1, face_focus=face_focus)
-        assert train_here(config) == 0
-        window = windows.pop()
-        assert (window is not None) == is_expected
-        if window is not None:
-            assert window.shape == (32, 32)
-            assert [window.max(), window[0].max()] == [1, 0]
 
 
 def test_the_identity_loss_stays_or_falls_to_zero(tiny: Tiny) -> None:

@@ -24,21 +24,15 @@ MAX_SHIFT = 1 / 8  # Images move by up to this fraction of their sides (the pape
 CUT_SIDE = 1 / 2  # The rectangle that is cut out has this fraction of the image's sides (the paper's value).
 
 
-def draw_augmentation(policy: Policy, max_blur: float, window: Tensor | None = None) -> Augment:
+def draw_augmentation(policy: Policy, max_blur: float) -> Augment:
     """The augmentation of one step: one blur for all images, then changes that differ from image to image.
 
     Args:
         policy: as for `diff_augment`.
         max_blur: as for `draw_blur`.
-        window: how much of each pixel is to be seen, (H, W), 0 to 1; the rest is grey. None shows all.
     """
     kernel = draw_blur(max_blur)
-
-    def augment(images: Tensor) -> Tensor:
-        images = blur(images, kernel)
-        return diff_augment(images if window is None else images * window, policy)
-
-    return augment
+    return lambda images: diff_augment(blur(images, kernel), policy)
 
 
 def diff_augment(images: Tensor, policy: Policy) -> Tensor:

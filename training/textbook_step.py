@@ -72,23 +72,19 @@ class Textbook:
     pools: dict[str, Any]
 
 
-def textbook_step(
-    textbook: Textbook, real_a: Tensor, real_b: Tensor, *, terms: Terms, window: Tensor | None = None
-) -> dict[str, Tensor]:
+def textbook_step(textbook: Textbook, real_a: Tensor, real_b: Tensor, *, terms: Terms) -> dict[str, Tensor]:
     """Update the generators and the discriminators once.
 
     Args:
         textbook: networks, optimisers and pools, all of which it changes.
         real_a, real_b: images (N, 3, H, W) in [-1, 1] of domains a and b.
         terms: what the step minimises.
-        window: the discriminators see this fraction of each pixel, (H, W), and otherwise grey; None for all of it.
 
     Returns:
         The losses by name, detached scalars.
     """
     nets, losses = textbook.nets, dict[str, Tensor]()
-    blur = draw_blur(terms.max_blur)
-    seen = blur if window is None else lambda images: window * blur(images)
+    blurred = draw_blur(terms.max_blur)
     fake_b = nets["gen_ab"](real_a)
     rec_a = nets["gen_ba"](fake_b)
     fake_a = nets["gen_ba"](real_b)
@@ -99,8 +95,8 @@ def textbook_step(
         if terms.lambda_identity > 0:
             losses["identity_b"] = (nets["gen_ab"](real_b) - real_b).abs().mean()
             losses["identity_a"] = (nets["gen_ba"](real_a) - real_a).abs().mean()
-        losses["gan_ab"] = terms.distance(nets["disc_b"](seen(fake_b)), 1)
-        losses["gan_ba"] = terms.distance(nets["disc_a"](seen(fake_a)), 1)
+        losses["gan_ab"] = terms.distance(nets["disc_b"](blurred(fake_b)), 1)
+        losses["gan_ba"] = terms.distance(nets["disc_a"](blurred(fake_a)), 1)
         losses["cycle_a"] = (rec_a - real_a).abs().mean()
         losses["cycle_b"] = (rec_b - real_b).abs().mean()
         losses["gen"] = (
@@ -119,14 +115,14 @@ def textbook_step(
         textbook.opt_disc.zero_grad()
         for domain, real, fake, source in (("a", real_a, fake_a, real_b), ("b", real_b, fake_b, real_a)):
             disc, old_fake = nets[f"disc_{domain}"], textbook.pools[domain].query(fake)
-            loss_real = terms.distance(disc(seen(real)), 1)
-            loss_fake = terms.distance(disc(seen(old_fake)), 0)
+            loss_real = terms.distance(disc(blurred(real)), 1)
+            loss_fake = terms.distance(disc(blurred(old_fake)), 0)
             if terms.source_negatives:
-                loss_fake = loss_fake + SOURCE_WEIGHT * terms.distance(disc(seen(source)), 0)
+                loss_fake = loss_fake + SOURCE_WEIGHT * terms.distance(disc(blurred(source)), 0)
             losses[f"disc_{domain}"] = 0.5 * (loss_real + loss_fake)
             losses[f"disc_{domain}"].backward()  # type: ignore[no-untyped-call]
             if terms.r1_gamma:
-                add_gradient_penalty(disc, seen(real), terms.r1_gamma)
+                add_gradient_penalty(disc, blurred(real), terms.r1_gamma)
         textbook.opt_disc.step()
 
     if terms.disc_first:
