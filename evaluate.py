@@ -38,6 +38,7 @@ from evaluation.scorers import Scorers, add_inception, cosines, load_scorers
 from evaluation.scoring import (
     Domain,
     Task,
+    as_pasted,
     best_strength,
     compare_with_inputs,
     distances,
@@ -114,7 +115,8 @@ def evaluate(
         scorers: the networks that score the translations.
 
     Returns:
-        Rows by name: "this model"; "no change", which scores the inputs as if they were translations; and "real
+        Rows by name: "this model"; on faces "as pasted", which scores the translations as photographs take them on, in
+        the face only; "no change", which scores the inputs as if they were translations; and "real
         images", which scores the target's test images, and compares one half of all its images with the other. The
         model's values mean little without these two. And a sheet of examples, (3, H', W') in [-1, 1]: inputs,
         translations, cycle reconstructions.
@@ -132,8 +134,11 @@ def evaluate(
         score, task=task, scorers=scorers, references=references, input_embeddings=embeddings, truth=truth
     )
     model = compare(fake) | estimates(cycle_l1=absolute_errors(rec, real), cycle_ssim=ssim(rec, real))
-    rows = {
-        "this model": model | compare_with_inputs(fake, real, task.template),
+    rows = {"this model": model | compare_with_inputs(fake, real, task.template)}
+    if task.template is not None:
+        pasted = as_pasted(fake, real, task.template)
+        rows["as pasted"] = compare(pasted) | compare_with_inputs(pasted, real, task.template)
+    rows |= {
         "no change": compare(real),
         "real images": score_real(task, scorers=scorers) | distances(others, references, scorers),
     }
@@ -171,7 +176,8 @@ def rank_checkpoints(run_dir: Path, out: Path, *, data_dir: str | None, device: 
     config = replace(config, data_dir=data_dir or config.data_dir)
     a, b = load_domains(config, device, paired=config.paired_test)
     small = small_training_images(a), small_training_images(b)
-    validation = Validation(*small, a.test, b.test, paired=config.paired_test)
+    template = load_weights(run_dir).template
+    validation = Validation(*small, a.test, b.test, paired=config.paired_test, template=template)
     ranking: dict[int, dict[str, float]] = {}
     for path in tqdm(paths, unit=" checkpoints", leave=False, disable=None):
         try:
@@ -208,7 +214,8 @@ def report_strengths(weights: Weights, task: Task, *, scorers: Scorers, out: Pat
         with atomic_write(out / f"strength_{task.direction}.png") as temporary:
             plot_strengths(temporary, curve, title=task.name, classifier_rate=real["domain"].value)
     values = {f"{strength:g}": as_json(row) for strength, row in curve.items()}
-    table = evaluation_table(f"{task.name} by strength, of which {best:g} is best", columns)
+    pasted = "" if task.template is None else ", as pasted into photographs"
+    table = evaluation_table(f"{task.name} by strength{pasted}; {best:g} is best", columns)
     return table, {"best_strength": best, "by_strength": values}
 
 

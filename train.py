@@ -235,7 +235,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
 
     # Read the remaining batches, in the order that seed and epoch give, and log what happens.
     loader = open_loader(run, dataset, pin_memory=device.type == "cuda")
-    validation = build_validation(images, samples, config, device)
+    validation = build_validation(images, samples, run, device)
     num_images = (len(images[0].files), len(images[1].files))
     log = open_log(run, model, num_images=num_images, domains=domain_names(config))
     stopped = False
@@ -347,14 +347,15 @@ def start_from_trained(model: CycleGAN, config: Config) -> None:
         print(f"starting from {printable(config.init_from)}: {kinds}")
 
 
-def build_validation(images: Folders, samples: Folders, config: Config, device: torch.device) -> Validation | None:
+def build_validation(images: Folders, samples: Folders, run: Run, device: torch.device) -> Validation | None:
     """Evaluations during training, on a few hundred images; None where they are off, and in all but one process."""
+    config = run.config
     if not config.evaluate_every_epochs or distributed.rank() > 0:
         return None
     train_a, train_b, test_a, test_b = (
         load_images(folder.files[:VALIDATION_IMAGES], config.image_size).to(device) for folder in (*images, *samples)
     )
-    return Validation(train_a, train_b, test_a, test_b, paired=config.paired_test)
+    return Validation(train_a, train_b, test_a, test_b, paired=config.paired_test, template=run.template)
 
 
 def report_error(model: CycleGAN, samples: Folders, config: Config) -> None:

@@ -162,6 +162,19 @@ def embed_real(domain: Domain, *, scorers: Scorers) -> tuple[References, Referen
     return {key: x[::2] for key, x in features.items()}, {key: x[1::2] for key, x in features.items()}
 
 
+def as_pasted(images: Tensor, inputs: Tensor, template: Template | None) -> Tensor:
+    """Translations as photographs take them on, which change in the face only; see `photos.crops.paste`.
+
+    Args:
+        images, inputs: translations and their inputs, (N, 3, H, W) in [-1, 1].
+        template: where the landmarks of faces are; None for images of other things, which change as a whole.
+    """
+    if template is None:
+        return images
+    mask = torch.from_numpy(paste_mask(inputs.shape[-1], template)).to(inputs.device)  # (H, W)
+    return torch.lerp(inputs, images, mask.expand_as(images))
+
+
 def distances(features: References, references: References, scorers: Scorers) -> Row:
     """The distances between the distributions of two sets of images, from their features by measure."""
     found = {key: kernel_distance(features[key], references[key]) for key in features}
@@ -172,13 +185,13 @@ def distances(features: References, references: References, scorers: Scorers) ->
 
 
 def strength_curve(generator: nn.Module, task: Task, *, scorers: Scorers) -> dict[float, Row]:
-    """Score weaker and stronger translations of the test images, by strength."""
+    """Score weaker and stronger translations of the test images, by strength, as photographs take them on."""
     real = task.source.test
     fake = translate_in_batches(generator, real)
     embeddings = scorers.identity(real) if scorers.identity else None
     curve: dict[float, Row] = {}
     for strength in tqdm(STRENGTHS, unit=" strengths", leave=False, disable=None):
-        images = blend(real, fake, strength)
+        images = as_pasted(blend(real, fake, strength), real, task.template)
         row = score_success(images, task, scorers=scorers, input_embeddings=embeddings)
         curve[strength] = row | compare_with_inputs(images, real, task.template)
     return curve

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from evaluation.metrics import absolute_errors, kernel_distance, ssim, translate_in_batches
 from evaluation.scorers import load_scorers
 from evaluation.scoring import Domain, Task, best_strength, read_as_target, strength_curve
+from utils import Template
 from weights.load import Direction
 
 MAX_IMAGES = 100  # At most this many test images of each domain are translated, because finding faces takes time.
@@ -20,13 +21,24 @@ class Validation:
         train_a, train_b: training images of both domains, (N, 3, H, W) in [-1, 1]; they train the domain classifier.
         test_a, test_b: held-out images to translate, (N, 3, H, W) in [-1, 1].
         paired: whether test images with the same index are true translations of each other.
+        template: where the landmarks of faces are in the images; None for images of other things.
     """
 
-    def __init__(self, train_a: Tensor, train_b: Tensor, test_a: Tensor, test_b: Tensor, *, paired: bool) -> None:
+    def __init__(
+        self,
+        train_a: Tensor,
+        train_b: Tensor,
+        test_a: Tensor,
+        test_b: Tensor,
+        *,
+        paired: bool,
+        template: Template | None,
+    ) -> None:
         self.scorers = load_scorers(train_a, train_b)
         a = Domain("a", lambda: [train_a], test_a[:MAX_IMAGES])
         b = Domain("b", lambda: [train_b], test_b[:MAX_IMAGES])
-        self.tasks = {"ab": Task("ab", a, b, paired), "ba": Task("ba", b, a, paired)}
+        ab, ba = Task("ab", a, b, paired, template=template), Task("ba", b, a, paired, template=template)
+        self.tasks = {"ab": ab, "ba": ba}
         embed = self.scorers.domain.embed
         self.references = {"ab": embed(train_b), "ba": embed(train_a)}
         self.paired = paired
@@ -34,11 +46,11 @@ class Validation:
     def measure(self, gen_ab: nn.Module, gen_ba: nn.Module) -> dict[str, float]:
         """Measures by name, such as "domain_ab": the share of translations that the classifier reads as domain b.
 
-        Success is measured at each direction's best strength, "strength_ab" and "strength_ba"; other measures are of
-        translations at strength 1. "score" ranks the checkpoints of a run. On true pairs it is 1 minus the mean error
-        to the ground truth. On faces, and with SFace installed, it is the share of translations that are read as the
-        target, at rank 1, and with a face found. Otherwise it is the share that is read as the target, times the
-        structural similarity of cycle reconstructions to their inputs.
+        Success is measured at each direction's best strength, "strength_ab" and "strength_ba", as photographs take the
+        translations on; other measures are of whole translations at strength 1. "score" ranks the checkpoints of a
+        run. On true pairs it is 1 minus the mean error to the ground truth. On faces, and with SFace installed, it is
+        the share of translations that are read as the target, at rank 1, and with a face found. Otherwise it is the
+        share that is read as the target, times the structural similarity of cycle reconstructions to their inputs.
         """
         values = self._measure_direction("ab", forward=gen_ab, backward=gen_ba)
         values |= self._measure_direction("ba", forward=gen_ba, backward=gen_ab)

@@ -23,7 +23,10 @@ from evaluation.distortions import DISTORTIONS
 from evaluation.scorers import Scorers
 from evaluation.scoring import Domain, Task
 from evaluation.validation import Validation, strengths_in
+from photos.crops import paste_mask
 from utils import UserError, image_to_tensor
+
+LANDMARKS = ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.35, 0.7), (0.65, 0.7))
 
 
 class Shift(nn.Module):
@@ -94,6 +97,7 @@ def test_a_model_that_does_nothing_scores_like_its_inputs(scorers: Scorers) -> N
         assert rows["this model"][column] == estimate
     assert rows["this model"]["domain"].value == 0
     assert "truth_l1" not in rows["this model"]
+    assert "as pasted" not in rows
     assert "change_outside" not in rows["this model"]  # without a template there is no face to be outside of
 
 
@@ -103,14 +107,15 @@ def values_of(row: report.Row) -> dict[str, float]:
 
 def test_success_means_the_target_domain_and_the_same_person(scorers_with_identity: Scorers) -> None:
     dark, bright = dark_and_bright()
-    landmarks = ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.35, 0.7), (0.65, 0.7))
-    task = Task("ab", dark, bright, paired=False, template=landmarks)
+    task = Task("ab", dark, bright, paired=False, template=LANDMARKS)
     rows, _ = evaluate.evaluate({"ab": Shift(0.8), "ba": Shift(-0.8)}, task, scorers=scorers_with_identity)
     model, unchanged = rows["this model"], rows["no change"]
     assert values_of(model) == {"joint": 1, "domain": 1, "rank_one": 1, "face_found": 1}
     assert values_of(unchanged) == {"joint": 0, "domain": 0, "rank_one": 1, "face_found": 1}
     assert model["sharpness"].value == pytest.approx(1, rel=1e-3)
     assert model["change_outside"].value == pytest.approx(1, rel=1e-3)  # it changes all pixels alike
+    assert rows["as pasted"]["change_outside"].value < 0.5
+    assert rows["as pasted"]["identity"].value < 1  # the edge of what is pasted is not in the input
 
 
 def test_the_rate_of_the_classifier_is_measured_on_images_that_it_has_not_seen(scorers: Scorers) -> None:
@@ -162,6 +167,13 @@ def test_the_curve_scores_weaker_and_stronger_translations(scorers_with_identity
     best = scoring.best_strength(curve)
     assert curve[best]["joint"].value == max(row["joint"].value for row in curve.values())
     assert all(row["joint"].value < curve[best]["joint"].value for strength, row in curve.items() if strength < best)
+
+
+def test_as_pasted_translations_change_in_the_face_only() -> None:
+    inputs, images = torch.zeros(2, 3, 64, 64), torch.ones(2, 3, 64, 64)
+    pasted = scoring.as_pasted(images, inputs, LANDMARKS)
+    assert torch.equal(pasted, torch.from_numpy(paste_mask(64, LANDMARKS)).expand_as(pasted))
+    assert scoring.as_pasted(images, inputs, None) is images
 
 
 def test_the_curve_is_plotted(scorers: Scorers, tmp_path: Path) -> None:
@@ -323,7 +335,7 @@ def validation(monkeypatch: pytest.MonkeyPatch, identity: object, *, paired: boo
     monkeypatch.setattr("evaluation.scorers.FaceEmbedder", identity)
     dark, bright = dark_and_bright()
     train_dark, train_bright = (torch.cat([*domain.read_train()]) for domain in (dark, bright))
-    return Validation(train_dark, train_bright, dark.test, bright.test, paired=paired)
+    return Validation(train_dark, train_bright, dark.test, bright.test, paired=paired, template=None)
 
 
 def no_identity() -> None:
