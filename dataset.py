@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
+from images.files import IMAGE_SUFFIXES
 from photos.crops import measure_template
 from utils import Template, UserError, image_to_pixels, image_to_tensor, printable, read_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MIN_SIDE = 16  # Images with a shorter side than this, px, are thumbnails and icons, not faces.
 MAX_ASPECT = 10  # An image more than this many times as long as wide might not fit into memory once it is resized.
 TEMPLATE_IMAGES = 200  # The face template is measured on this many images,

@@ -20,10 +20,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from config import PRESETS, Config
-from dataset import DEMO_ZIP, IMAGE_SUFFIXES, SPLITS, class_of, domain_folders, unpack_demo_faces, visible_files
+from dataset import DEMO_ZIP, SPLITS, class_of, domain_folders, unpack_demo_faces, visible_files
 from downloads.archives import check_archive, copy_or_unpack, is_archive
 from downloads.fetch import fetch, file_name, local_path, remote_size, verify
 from downloads.place import move_all, stage
+from images.files import IMAGE_SUFFIXES
 from import_weights import import_weights
 from utils import UserError, command, printable
 from weights.load import load_weights

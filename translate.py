@@ -18,10 +18,12 @@ from typing import IO
 from PIL import Image
 from tqdm import tqdm
 
-from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
+from dataset import measure_faces, scan_folder, visible_files
 from generator_model import MAX_STRENGTH
-from photos.faces import find_faces
-from photos.photo import Photo, Pixels, Storage, open_photo, read_photo, write_photo
+from images.files import may_be_image
+from photos.faces import Face, find_faces
+from photos.photo import Photo, Pixels, open_photo
+from photos.picture_file import DEFAULT_MAX_MEGAPIXELS, Picture, read_picture, write_picture
 from photos.translator import Translator
 from photos.video import VIDEO_SUFFIXES, FaceSmoother, translate_video
 from training import distributed
@@ -34,7 +36,9 @@ from utils import (
 )
 from weights.load import Direction, default_weights, load_weights
 
-Writer = Callable[[Photo, Path | io.BytesIO, Storage], None]  # This is `write_photo` with the user's options.
+PIXELS_AT_ONCE = 50_000_000  # No further image is read before those read are written, once they have this many pixels.
+Reader = Callable[[Path | io.BytesIO], Picture]  # This is `read_picture` with the user's options.
+Writer = Callable[[Picture, Path | io.BytesIO], None]  # This is `write_picture` with the user's options.
 
 
 def load_translator(
@@ -91,6 +95,7 @@ class Summary:
     num_faces: int = 0
     num_unchanged: int = 0
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, photo: Photo) -> None:
         """Count a file that has been written."""
@@ -105,6 +110,10 @@ class Summary:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         self.skipped.append(f"  {printable(source)}: {reason}")
 
+    def note(self, source: Path, notes: Sequence[str]) -> None:
+        """Record what the result of a file lacks, or how it differs."""
+        self.notes += [f"  {printable(source)}: {note}" for note in notes]
+
     def __str__(self) -> str:
         text = f"translated {_count(self.num_translated, 'file')}"
         if self.num_faces:
@@ -113,6 +122,8 @@ class Summary:
             text += f"; left {_count(self.num_unchanged, 'file')} without a face unchanged"
         if self.skipped:
             text += "\n".join([f"\nskipped {_count(len(self.skipped), 'file')}:", *self.skipped])
+        if self.notes:
+            text += "\n".join(["\nnotes:", *self.notes])
         return text
 
 
@@ -135,7 +146,7 @@ def find_jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
         if not source.is_dir():
             jobs.append((source, out / source.name))
             continue
-        files = [file for file in visible_files(source) if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES]
+        files = [file for file in visible_files(source) if file.suffix.lower() in VIDEO_SUFFIXES or may_be_image(file)]
         if source.resolve() in written_to.parents:  # The results of earlier runs are not translated again.
             files = [file for file in files if written_to not in file.resolve().parents]
         jobs += [(file, out / file.relative_to(source)) for file in files]
@@ -152,36 +163,65 @@ def find_jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     return jobs
 
 
-def translate_files(translator: Translator, jobs: Sequence[tuple[Path, Path]], *, write: Writer) -> Summary:
+def translate_files(
+    translator: Translator, jobs: Sequence[tuple[Path, Path]], *, write: Writer, read: Reader = read_picture
+) -> Summary:
     """Translate files to files, several images at a time; files that cannot be read or written are skipped."""
     summary = Summary()
+    opened: list[tuple[Path, Picture, Path]] = []
     with tqdm(total=len(jobs), unit=" files", leave=False, disable=None) as bar:
-        for start in range(0, len(jobs), translator.batch_size):
-            batch = jobs[start : start + translator.batch_size]
-            # Translate videos one by one, and read a batch of images.
-            opened = []
-            for source, target in batch:
-                try:
-                    if not source.is_file():  # Reading from a pipe would block for ever.
-                        raise UserError("not a regular file")
-                    if source.suffix.lower() in VIDEO_SUFFIXES:
-                        summary.add(_translate_video_file(translator, source, target))
-                    else:
-                        opened.append((source, *read_photo(source), target))
-                except Exception as error:  # Decoders may raise any exception on a damaged file.
-                    summary.skip(source, error)
-            # Translate the faces of all these images together.
-            translator.translate([photo for _, photo, *_ in opened])
-            # Write the results.
-            for source, photo, storage, target in opened:
-                try:
-                    with atomic_write(target) as temporary:
-                        write(photo, temporary, storage)
-                    summary.add(photo)
-                except (ValueError, OSError) as error:
-                    summary.skip(source, error)
-            bar.update(len(batch))
+        for source, target in jobs:
+            # Translate a video, or read an image.
+            try:
+                if not source.is_file():  # Reading from a pipe would block for ever.
+                    raise UserError("not a regular file")
+                if source.suffix.lower() in VIDEO_SUFFIXES:
+                    summary.add(_translate_video_file(translator, source, target))
+                else:
+                    opened.append((source, read(source), target))
+            except Exception as error:  # Decoders may raise any exception on a damaged file.
+                summary.skip(source, error)
+            # Translate the faces of several images together, and write the results.
+            num_pixels = sum(picture.num_pixels for _, picture, _ in opened)
+            if len(opened) == translator.batch_size or num_pixels >= PIXELS_AT_ONCE:
+                _translate_pictures(translator, opened, write, summary)
+                opened = []
+            bar.update()
+        _translate_pictures(translator, opened, write, summary)
     return summary
+
+
+def _translate_pictures(
+    translator: Translator, opened: Sequence[tuple[Path, Picture, Path]], write: Writer, summary: Summary
+) -> None:
+    """Translate images that have been read from files, and write each to its target."""
+    translate_pictures(translator, [picture for _, picture, _ in opened])
+    for source, picture, target in opened:
+        try:
+            with atomic_write(target.with_name(target.name + picture.suffix)) as temporary:
+                write(picture, temporary)
+            summary.add(picture.fullest)
+            summary.note(source, picture.notes)
+        except (ValueError, OSError) as error:
+            summary.skip(source, error)
+
+
+def translate_pictures(translator: Translator, pictures: Sequence[Picture]) -> None:
+    """Translate stills and pages together, and animations frame by frame, with steady faces like those of a video."""
+    translator.translate([photo for picture in pictures if not picture.is_animation for photo in picture.photos])
+    for picture in pictures:
+        if picture.is_animation:
+            _translate_animation(translator, picture.photos)
+
+
+def _translate_animation(translator: Translator, frames: Sequence[Photo]) -> None:
+    smoother = FaceSmoother()
+
+    def find_steady_faces(pixels: Pixels) -> Sequence[Face]:
+        return smoother(find_faces(pixels))
+
+    for start in range(0, len(frames), translator.batch_size):
+        translator.translate(frames[start : start + translator.batch_size], find_steady_faces)
 
 
 def _translate_video_file(translator: Translator, source: Path, target: Path) -> Photo:
@@ -202,19 +242,23 @@ def _translate_video_file(translator: Translator, source: Path, target: Path) ->
     return fullest
 
 
-def translate_stream(translator: Translator, source: IO[bytes], *, target: IO[bytes], write: Writer) -> None:
+def translate_stream(
+    translator: Translator, source: IO[bytes], *, target: IO[bytes], write: Writer, read: Reader = read_picture
+) -> None:
     """Translate one image from a binary stream to another; UserError where it cannot be read or written."""
     try:
-        photo, storage = read_photo(io.BytesIO(source.read()))
+        picture = read(io.BytesIO(source.read()))
     except Exception as error:  # Decoders may raise any exception on a damaged file.
         raise UserError(f"the standard input is not a readable image: {error}") from error
-    translator.translate([photo])
+    translate_pictures(translator, [picture])
     result = io.BytesIO()  # Some formats need to seek in the file that they write.
     try:
-        write(photo, result, storage)
+        write(picture, result)
     except ValueError as error:
-        raise UserError(f"the result cannot be written as {storage.format}: {error}") from error
+        raise UserError(f"the result cannot be written as {picture.format}: {error}") from error
     target.write(result.getvalue())
+    for note in picture.notes:
+        print(note, file=sys.stderr)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -235,10 +279,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--side-by-side", action="store_true", help="write the original and the result next to each other in one image")
     add("--no-metadata", action="store_true", help="do not record in the file that a trained model changed the image")
     add("--batch-size", type=int, default=8, metavar="N", help="translate N images at a time (%(default)s)")
+    add("--max-megapixels", type=float, default=DEFAULT_MAX_MEGAPIXELS, metavar="N", help="skip images with more "
+        "pixels (%(default)s million); translating takes up to 23 bytes of memory a pixel")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1, got {args.batch_size}")
+    if not args.max_megapixels > 0:
+        parser.error(f"argument --max-megapixels: must be more than 0, got {args.max_megapixels:g}")
     if "" in args.photos:
         parser.error("argument PHOTO: must not be empty")
     if "-" in args.photos and len(args.photos) > 1:
@@ -250,7 +298,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Translate what the command line names; return 1 if any file was skipped, otherwise 0."""
     args = parse_args(argv)
-    write = partial(write_photo, side_by_side=args.side_by_side, label=not args.no_metadata)
+    read = partial(read_picture, max_megapixels=args.max_megapixels)
+    write = partial(write_picture, side_by_side=args.side_by_side, label=not args.no_metadata)
     weights = args.weights or default_weights()
     if not args.weights:
         print(f"weights: {printable(weights)}", file=sys.stderr)
@@ -264,11 +313,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.photos == ["-"]:
         if sys.stdin is None or sys.stdout is None:
             raise UserError("the standard input or output is closed")
-        translate_stream(translator, sys.stdin.buffer, target=sys.stdout.buffer, write=write)
+        translate_stream(translator, sys.stdin.buffer, target=sys.stdout.buffer, write=write, read=read)
         return 0
     jobs = find_jobs([Path(photo) for photo in args.photos], args.out)
     own_jobs = jobs[distributed.rank() :: distributed.count()]
-    summary = translate_files(translator, own_jobs, write=write)
+    summary = translate_files(translator, own_jobs, write=write, read=read)
     print(f"{summary}\nresults: {printable(args.out)}")
     # Several processes return 0 even so: torchrun would stop all of them if one failed.
     return 1 if summary.skipped and distributed.count() == 1 else 0
