@@ -118,7 +118,7 @@ def training_images(config: Config) -> Folders:
             raise UserError(
                 f"no usable images in {printable(folder.path)}{left_out}{found}\n"
                 f"expected FOLDER/train/{config.domain_a} and FOLDER/train/{config.domain_b} (or trainA and trainB)"
-                f" with {' '.join(IMAGE_SUFFIXES)}\n"
+                " with images, such as JPEG, PNG or WebP\n"
                 "to train on your own images: python train.py --data-dir FOLDER\n"
                 "to download faces: python download_files.py\n"
                 "to try the program on rendered faces: python train.py --preset demo"

@@ -12,6 +12,7 @@ SPACES = {"L": "GRAY", "I;16": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # The colo
 ROWS = 512  # Large images are converted in strips of this many rows, which bounds the memory.
 
 
+@functools.lru_cache(maxsize=16)
 def is_readable_profile(profile: bytes) -> bool:
     """Whether an ICC profile can be parsed."""
     try:

@@ -132,8 +132,11 @@ def decode(image: Image.Image) -> Image.Image:
         warnings.warn("a damaged colour profile", LeftOut, stacklevel=2)
         del image.info["icc_profile"]
     upright = turn_upright(image)
-    if image.mode == "I" and image.format == "PPM":  # Pillow scales these to 0 to 65535.
-        upright = Image.fromarray(np.asarray(upright).astype(np.uint16))
+    has_known_range = image.mode == "I" and image.format == "PPM"  # Pillow scales these to 0 to 65535.
+    if has_known_range or (image.mode.startswith("I;16") and image.mode != "I;16"):
+        grey = Image.fromarray(np.asarray(upright).astype(np.uint16))
+        grey.info = upright.info
+        return grey
     return upright
 
 

@@ -110,6 +110,16 @@ def test_a_black_and_white_photograph_of_sixteen_bits_keeps_them(kind: str) -> N
     assert abs(np.abs(after - before).max() - 25.5 * 257) < 300
 
 
+def test_grey_of_sixteen_bits_in_the_other_byte_order_keeps_them_too() -> None:
+    values = (np.arange(1600, dtype=np.uint16) * 40).reshape(40, 40)
+    image = Image.frombytes("I;16B", (40, 40), values.astype(">u2").tobytes())
+    data = encode(image, "TIFF", icc_profile=make_profile(1.8))
+    for side_by_side in (False, True):
+        _, written = through(data, Translator(Brighter(0), 32), side_by_side=side_by_side)
+        assert (np.asarray(written)[:, -40:] == values).all()
+        assert written.info["icc_profile"] == make_profile(1.8)
+
+
 def test_a_jpeg_in_grey_or_for_print_keeps_its_mode_and_compression() -> None:
     for mode in ("L", "CMYK"):
         data = encode(photograph(1).convert(mode), "JPEG", quality=60)
