@@ -27,8 +27,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
 from console import UserError, count, printable
+from images.files import may_be_image
 from photos.crops import measure_template
-from photos.files import IMAGE_SUFFIXES, PassedOver, find_files
+from photos.files import PassedOver, find_files
 from utils import Template, image_to_pixels, image_to_tensor, read_image
 
 MIN_SIDE = 16  # Images with a shorter side than this, px, are thumbnails and icons, not faces.
@@ -127,7 +128,7 @@ def training_images(config: Config) -> Folders:
             raise UserError(
                 f"no usable images in {printable(folder.path)}{left_out}{found}\n"
                 f"expected FOLDER/train/{config.domain_a} and FOLDER/train/{config.domain_b} (or trainA and trainB)"
-                f" with {' '.join(IMAGE_SUFFIXES)}\n"
+                " with images, such as JPEG, PNG or WebP\n"
                 "to train on your own images: python train.py --data-dir FOLDER\n"
                 "to download faces: python download_files.py\n"
                 "to try the program on rendered faces: python train.py --preset demo"
@@ -171,15 +172,15 @@ def scan_folder(path: Path) -> ImageFolder:
 
 def _why_unusable(file: Path) -> str | None:
     """Why an image cannot be used; None if it can be, and "" if neither its content nor its suffix is an image's."""
-    has_suffix = file.suffix.lower() in IMAGE_SUFFIXES
+    if not may_be_image(file):
+        return ""
     try:
         if not file.is_file():  # Reading from a pipe would block for ever.
-            return "not a regular file" if has_suffix else ""
+            return "not a regular file"
         short, long = sorted(read_image(file, min_side=MIN_SIDE, preview=True).size)
         return f"too narrow: one side is over {MAX_ASPECT} times the other" if long > MAX_ASPECT * short else None
     except UnidentifiedImageError:
-        reason = "empty file" if file.stat().st_size == 0 else "not an image"
-        return reason if has_suffix else ""
+        return "empty file" if file.stat().st_size == 0 else "not an image"
     except Exception as error:  # Decoders may raise any exception on a damaged file.
         return f"{type(error).__name__}: {error}".splitlines()[0]
 
