@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             reason = "the images of --like show no faces" if args.like else "the weights record no faces (see --like)"
             print(f"translating whole images: {reason}", file=sys.stderr)
         if args.photos == ["-"]:
-            if sys.stdin is None or sys.stdout is None:
+            if sys.stdin is None or sys.__stdout__ is None:
                 raise UserError("the standard input or output is closed")
             notes = translate_stream(translator, sys.stdin.buffer, target=sys.stdout.buffer, read=read, write=write)
             for note in notes:
