@@ -97,11 +97,11 @@ def test_a_full_disk_ends_tensorboards_file_with_one_line_and_not_the_run(
 
     monkeypatch.setattr(RecordWriter, "write", fail)
     hook = threading.excepthook
-    log_steps(tmp_path, 1, 20)
+    log_steps(tmp_path, 1, 6)
     printed = capsys.readouterr()
     assert printed.out.count("TensorBoard's file cannot be written ([Errno 28] No space left on device)") == 1
     assert printed.err == ""
-    assert len(rows(tmp_path)) == 10
+    assert len(rows(tmp_path)) == 3
     assert threading.excepthook is hook
 
 

@@ -470,12 +470,12 @@ def test_a_damaged_newest_checkpoint_is_named_and_skipped(tiny: Tiny, capsys: py
 
 
 def with_nan(state: dict[str, Any], *names: Any) -> dict[str, Any]:
-    """A checkpoint whose entry of these names, one within the other, starts with a number that is not finite."""
+    """The entry of these names, one within the other, of a checkpoint, whose first tensor holds NaN."""
     entry: Any = copy.deepcopy(state[names[0]])
     inner = entry
     for name in names[1:]:
         inner = inner[name]
-    next(iter(inner.values())).view(-1)[0] = torch.nan
+    next(iter(inner.values())).fill_(torch.nan)
     return {names[0]: entry}
 
 
