@@ -189,12 +189,7 @@ def read_stream(source: IO[bytes]) -> io.BytesIO:
 
 
 def translate_stream(
-    translator: Translator,
-    source: IO[bytes],
-    *,
-    target: IO[bytes],
-    read: Reader = read_picture,
-    write: Writer = write_picture,
+    translator: Translator, source: IO[bytes], *, target: IO[bytes], read: Reader, write: Writer
 ) -> list[str]:
     """Translate one image from a binary stream to another, and return the notes on the result.
 
