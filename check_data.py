@@ -23,9 +23,11 @@ from tqdm import tqdm
 
 from console import UserError, command, count, printable, some_path
 from dataset import ImageFolder, class_folders, scan_folder, subfolders
+from images.colours import to_rgb
+from images.files import decode, opened_image
 from photos.faces import find_faces
 from photos.files import PassedOver, find_files, is_circle
-from utils import atomic_write, file_to_write, open_image, read_image, to_rgb, turn_upright
+from utils import atomic_write, file_to_write, read_image
 
 THUMBNAIL = 16  # Images are compared as thumbnails with this side, px.
 # Two thumbnails that correlate by more than this show the same picture: in 1689 aligned faces, no two different ones
@@ -83,9 +85,9 @@ def inspect(item: ClassCheck) -> ClassCheck:
     files = item.folder.files
     with_detection = set(np.linspace(0, len(files) - 1, min(len(files), FACES_PER_CLASS)).astype(int))
     for index, file in enumerate(tqdm(files, desc=item.name, unit=" images", leave=False, disable=None)):
-        opened = open_image(file)
-        image = to_rgb(turn_upright(opened))
-        item.formats[opened.format or "unknown"] += 1
+        with opened_image(file) as opened:
+            image = to_rgb(decode(opened))
+            item.formats[opened.format or "unknown"] += 1
         item.sizes[f"{image.width}x{image.height}"] += 1
         item.digests.append(hashlib.sha256(file.read_bytes()).hexdigest())
         item.thumbnails.append(thumbnail(image))

@@ -3,33 +3,49 @@
 Each one is a flag of train.py: `image_size` is `--image-size`, and the comment beside it is the flag's help text (see
 training/command_line.py).
 The types with a range, such as `Fraction`, and the presets `paper`, `origin` and `demo` stand below the knobs.
+
+A knob marked `Free` may have another value when a run is resumed, because it does not say what is learned: places,
+hardware, and what is written when. One marked `Growing` may be raised. All others must stay as they were.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from enum import Enum
+from reprlib import repr as short_repr
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
+
+
+class OnResume(Enum):
+    """What may happen to a knob when a run is resumed; without such a mark it must stay as it was."""
+
+    MAY_DIFFER = "may differ"
+    MAY_GROW = "may grow"
+
+
+T = TypeVar("T")
+Free = Annotated[T, OnResume.MAY_DIFFER]
+Growing = Annotated[T, OnResume.MAY_GROW]
 
 
 @dataclass(frozen=True)
 class Start:
     """The values to start from"""
 
-    preset: Literal["default", "paper", "origin", "demo"] = "default"  # the recipe to start from; other flags win
+    preset: Free[Literal["default", "paper", "origin", "demo"]] = "default"  # the recipe to start from; other flags win
 
 
 @dataclass(frozen=True)
 class Data:
     """Two folders of unpaired images"""
 
-    data_dir: str = "dataset"  # holds train/<domain_a> and train/<domain_b>, or trainA and trainB; also test/...
-    domain_a: str = "european"  # folder name of domain a, in upper or lower case
-    domain_b: str = "asian"  # folder name of domain b, in upper or lower case
+    data_dir: Free[str] = "dataset"  # holds train/<domain_a> and train/<domain_b>, or trainA and trainB; also test/...
+    domain_a: Free[str] = "european"  # folder name of domain a, in upper or lower case
+    domain_b: Free[str] = "asian"  # folder name of domain b, in upper or lower case
     paired_test: bool = False  # test images of equal name are true pairs: report the error to the truth at the end
     image_size: ImageSide = 256  # side of the square training image in px, a multiple of 4
 
@@ -61,7 +77,7 @@ class Networks:
     disc_norm: Literal["instance", "none"] = "none"  # norm of the discriminators' inner layers (paper instance)
     disc_global: bool = True  # discriminators score the whole image beside its patches (paper: patches only)
     spectral_norm: bool = False  # spectral normalisation of the discriminators (Miyato et al. 2018; paper: no)
-    init_from: str = ""  # a run's folder, a checkpoint or a .safetensors file with trained networks to start from
+    init_from: Free[str] = ""  # a run's folder, a checkpoint or a .safetensors file with trained networks to start from
     init_std: Weight = 0.02  # standard deviation of the initial weights; 0: PyTorch's own initialisation (paper 0.02)
 
 
@@ -87,9 +103,9 @@ class Optimisation:
     """Steps and learning rates"""
 
     batch_size: Positive = 1  # images of each domain per step (paper 1)
-    num_epochs: Positive = 100  # epochs at the full learning rate; one epoch is one pass over the larger folder
-    num_decay_epochs: Count = 50  # further epochs over which the rate falls linearly to zero (paper 100)
-    max_steps: Count = 0  # stop after this many steps, wherever the schedule is; 0: no limit
+    num_epochs: Growing[Positive] = 100  # epochs at the full learning rate; one is a pass over the larger folder
+    num_decay_epochs: Growing[Count] = 50  # further epochs over which the rate falls linearly to zero (paper 100)
+    max_steps: Free[Count] = 0  # stop after this many steps, wherever the schedule is; 0: no limit
     learning_rate: LearningRate = 2e-4  # Adam's learning rate (paper 2e-4)
     disc_learning_rate: OwnRate = 4e-4  # the discriminators' own learning rate; 0: learning_rate (paper)
     scale_learning_rate: bool = False  # multiply the rate by the number of processes (Goyal et al. 2017)
@@ -102,10 +118,10 @@ class Machine:
     """Hardware, precision and seed"""
 
     amp: Literal["auto", "bf16", "off"] = "auto"  # mixed precision; auto: bf16 where the hardware supports it, else off
-    compile: bool = False  # torch.compile the networks: slow to start, faster per step on a GPU
-    recompute: bool = False  # recompute residual blocks in the backward pass: less memory, more time, same result
-    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first available of cuda, mps, cpu
-    num_workers: NumWorkers = 2  # processes that read images; 0: the training process reads them itself
+    compile: Free[bool] = False  # torch.compile the networks: slow to start, faster per step on a GPU
+    recompute: Free[bool] = False  # recompute residual blocks in the backward pass: less memory, more time, same result
+    device: Free[str] = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first available of cuda, mps, cpu
+    num_workers: Free[NumWorkers] = 2  # processes that read images; 0: the training process reads them itself
     seed: Seed = 0  # seeds weights, order, pairs, augmentation and image pools; a CPU repeats a run bit for bit
 
 
@@ -113,15 +129,15 @@ class Machine:
 class Output:
     """The run's folder, runs_dir/run_name"""
 
-    runs_dir: str = "runs"  # parent folder of all runs; pass it to `tensorboard --logdir`
-    run_name: str = "default"  # this run's folder in runs_dir; an existing run is resumed
-    log_every_steps: Positive = 50  # log a row of metrics every N steps
-    sample_every_steps: Positive = 1000  # save a sample grid every N steps
-    num_samples: Positive = 6  # test images of each domain in a sample grid
-    checkpoint_every_steps: Positive = 1000  # save a checkpoint every N steps
-    keep_checkpoints: TwoOrMore = 3  # newest checkpoints to keep
-    evaluate_every_epochs: Count = 0  # evaluate every N epochs, and keep the best checkpoint; 0: never
-    keep_every_epochs: Count = 0  # keep a checkpoint every N epochs for good; 0: none
+    runs_dir: Free[str] = "runs"  # parent folder of all runs; pass it to `tensorboard --logdir`
+    run_name: Free[str] = "default"  # this run's folder in runs_dir; an existing run is resumed
+    log_every_steps: Free[Positive] = 50  # log a row of metrics every N steps
+    sample_every_steps: Free[Positive] = 1000  # save a sample grid every N steps
+    num_samples: Free[Positive] = 6  # test images of each domain in a sample grid
+    checkpoint_every_steps: Free[Positive] = 1000  # save a checkpoint every N steps
+    keep_checkpoints: Free[TwoOrMore] = 3  # newest checkpoints to keep
+    evaluate_every_epochs: Free[Count] = 0  # evaluate every N epochs, and keep the best checkpoint; 0: never
+    keep_every_epochs: Free[Count] = 0  # keep a checkpoint every N epochs for good; 0: none
 
 
 # The sections stand in reverse order, because a dataclass takes its last base's fields first.
@@ -232,7 +248,7 @@ BEFORE_THE_KNOB: dict[str, Any] = {
 
 # --- Rules
 
-NO_LIMIT = 10**9  # No real run has more steps, images or files than this.
+NO_LIMIT = 10**9  # No real run has more steps, images or files than this, or a weight as large.
 
 
 @dataclass(frozen=True)
@@ -240,16 +256,15 @@ class Between:
     """The rule for a number: `low <= value <= high`, and divisible by `multiple_of` unless that is 0."""
 
     low: float
-    high: float = math.inf
+    high: float
     multiple_of: int = 0
 
     def __str__(self) -> str:
-        unbounded = self.high in (NO_LIMIT, math.inf)
-        text = f"at least {self.low:g}" if unbounded else f"between {self.low:g} and {self.high:g}"
+        text = f"between {self.low:g} and {self.high:g}"
         return f"a multiple of {self.multiple_of}, {text}" if self.multiple_of else text
 
     def allows(self, value: float) -> bool:
-        in_range = self.low <= value <= self.high and value != math.inf
+        in_range = self.low <= value <= self.high  # False for NaN, too
         return in_range and not (self.multiple_of and value % self.multiple_of)
 
 
@@ -259,7 +274,7 @@ ImageSide = Annotated[int, Between(32, 4096, multiple_of=4), tyro.conf.arg(metav
 Width = Annotated[int, Between(1, 1024), tyro.conf.arg(metavar="INT=1..1024")]
 Depth = Annotated[int, Between(0, 64), tyro.conf.arg(metavar="INT=0..64")]
 TwoOrMore = Annotated[int, Between(2, NO_LIMIT), tyro.conf.arg(metavar="INT>=2")]
-Weight = Annotated[float, Between(0), tyro.conf.arg(metavar="FLOAT>=0")]
+Weight = Annotated[float, Between(0, NO_LIMIT), tyro.conf.arg(metavar="FLOAT>=0")]
 Fraction = Annotated[float, Between(0, 1), tyro.conf.arg(metavar="FLOAT=0..1")]
 Decay = Annotated[float, Between(0, 0.999999), tyro.conf.arg(metavar="FLOAT=0..0.999999")]
 Hue = Annotated[float, Between(0, 0.5), tyro.conf.arg(metavar="FLOAT=0..0.5")]
@@ -276,16 +291,16 @@ DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,2})?"
 
 def _check_value(name: str, kind: Any, value: object) -> None:
     """ValueError unless `value` has the type that the annotation `kind` names and follows its rule."""
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+    plain, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    if get_origin(plain) is Literal:
+        if value not in get_args(plain):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(plain))}, got {short_repr(value)}")
         return
-    plain, *notes = get_args(kind) or (kind,)
     if type(value) is not plain and not (plain is float and type(value) is int):
-        raise ValueError(f"{name} must be of type {plain.__name__}, got {value!r}")
+        raise ValueError(f"{name} must be of type {plain.__name__}, got {short_repr(value)}")
     for rule in (note for note in notes if isinstance(note, Between)):
         if not rule.allows(value):  # type: ignore[arg-type]
-            raise ValueError(f"{name} must be {rule}, got {value!r}")
+            raise ValueError(f"{name} must be {rule}, got {short_repr(value)}")
 
 
 def _check_words(config: Config) -> None:
@@ -307,6 +322,12 @@ PRESETS = {"default": Config()} | {
     name: Config(preset=name, **{knob: row[column] for knob, row in PRESET_VALUES.items() if row[column] is not ...})  # type: ignore[arg-type]
     for column, name in enumerate(PRESET_NAMES)
 }
+
+
+def knobs_that(mark: OnResume) -> set[str]:
+    """The knobs that carry this mark."""
+    kinds = get_type_hints(Config, include_extras=True)
+    return {name for name, kind in kinds.items() if get_origin(kind) is Annotated and mark in get_args(kind)}
 
 
 # --- JSON

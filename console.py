@@ -94,7 +94,7 @@ def printing() -> Iterator[None]:
     """
     _occupy_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # It is None if it is closed.
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
@@ -125,12 +125,18 @@ def _has_lost_its_reader(stream: TextIO | None) -> bool:
 
 
 def _occupy_closed_streams() -> None:
-    """Lead closed standard streams to nowhere: else the next file would get their number, and the text of libraries."""
+    """Lead closed standard streams to nowhere: else the next file would get their number, and the text of libraries.
+
+    Python sets those to None, to which neither `tqdm` nor `flush` can write; `sys.__stdout__` still tells.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # It gets the lowest free number, which is this one.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _flush_streams() -> OSError | None:

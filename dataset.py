@@ -8,11 +8,13 @@ import os
 import re
 import signal
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # Importing albumentations must not use the network.
@@ -27,14 +29,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
 from console import UserError, count, printable
+from images.files import may_be_image
 from photos.crops import measure_template
-from photos.files import IMAGE_SUFFIXES, PassedOver, find_files
+from photos.files import PassedOver, find_files
 from utils import Template, image_to_pixels, image_to_tensor, read_image
 
 MIN_SIDE = 16  # Images with a shorter side than this, px, are thumbnails and icons, not faces.
 MAX_ASPECT = 10  # An image more than this many times as long as wide might not fit into memory once it is resized.
+MAX_WAIT = 5.0  # A request to stop waits this many seconds for workers that hang, and then again for their end.
 TEMPLATE_IMAGES = 200  # The face template is measured on this many images,
 TEMPLATE_SIDE = 256  # which are resized to this, px.
+SAMPLE_BYTES = 2048  # So much of a file, three times, tells it from another of the same size.
 SPLITS = {"train": "train", "test": "test", "val": "test", "validation": "test"}  # The split that each folder holds.
 DEMO_ZIP = Path(__file__).parent / "assets" / "demo_faces.zip"
 
@@ -58,10 +63,27 @@ class ImageFolder:
 
     @property
     def fingerprint(self) -> str:
-        """Count and hash of the images' names; training resumes only if they are the same, in the same order."""
-        names = "\0".join(str(file.relative_to(self.path)) for file in self.files)
+        """Count of the images, hash of their names, and hash of their content (see `_sample_of`).
+
+        Training resumes only if they are the same, in the same order, wherever the folder is.
+        """
+        names = "\0".join(file.relative_to(self.path).as_posix() for file in self.files)
         digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
-        return f"{len(self.files)} images, names {digest[:12]}"
+        content = hashlib.sha256()
+        for file in self.files:
+            content.update(_sample_of(file))
+        return f"{len(self.files)} images, names {digest[:12]}, content {content.hexdigest()[:12]}"
+
+
+def _sample_of(file: Path) -> bytes:
+    """A file's size, and SAMPLE_BYTES from its start, middle and end: of a small file, all of it."""
+    with file.open("rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        parts = [size.to_bytes(8, "big")]
+        for start in (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES):
+            stream.seek(max(0, start))
+            parts.append(stream.read(SAMPLE_BYTES))
+    return b"".join(parts)
 
 
 Folders = tuple[ImageFolder, ImageFolder]  # The images of domain a and of domain b.
@@ -116,7 +138,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 def training_images(config: Config) -> Folders:
     """The training images of both domains; UserError, which says what to do, if a domain has none."""
-    if not Path(config.data_dir).is_dir() and config.data_dir != Config.data_dir:
+    if not Path(config.data_dir).is_dir() and Path(config.data_dir) != Path(Config.data_dir):
         raise UserError(f"--data-dir {printable(config.data_dir)} does not exist")
     folders = find_images(config, "train")
     for folder in folders:
@@ -127,7 +149,7 @@ def training_images(config: Config) -> Folders:
             raise UserError(
                 f"no usable images in {printable(folder.path)}{left_out}{found}\n"
                 f"expected FOLDER/train/{config.domain_a} and FOLDER/train/{config.domain_b} (or trainA and trainB)"
-                f" with {' '.join(IMAGE_SUFFIXES)}\n"
+                " with images, such as JPEG, PNG or WebP\n"
                 "to train on your own images: python train.py --data-dir FOLDER\n"
                 "to download faces: python download_files.py\n"
                 "to try the program on rendered faces: python train.py --preset demo"
@@ -171,15 +193,15 @@ def scan_folder(path: Path) -> ImageFolder:
 
 def _why_unusable(file: Path) -> str | None:
     """Why an image cannot be used; None if it can be, and "" if neither its content nor its suffix is an image's."""
-    has_suffix = file.suffix.lower() in IMAGE_SUFFIXES
+    if not may_be_image(file):
+        return ""
     try:
         if not file.is_file():  # Reading from a pipe would block for ever.
-            return "not a regular file" if has_suffix else ""
+            return "not a regular file"
         short, long = sorted(read_image(file, min_side=MIN_SIDE, preview=True).size)
         return f"too narrow: one side is over {MAX_ASPECT} times the other" if long > MAX_ASPECT * short else None
     except UnidentifiedImageError:
-        reason = "empty file" if file.stat().st_size == 0 else "not an image"
-        return reason if has_suffix else ""
+        return "empty file" if file.stat().st_size == 0 else "not an image"
     except Exception as error:  # Decoders may raise any exception on a damaged file.
         return f"{type(error).__name__}: {error}".splitlines()[0]
 
@@ -311,18 +333,72 @@ def build_loader(
 
 
 @contextmanager
-def running(loader: DataLoader[Pair]) -> Iterator[Iterator[Pair]]:
+def running(loader: DataLoader[Pair], stop: Sequence[int] = ()) -> Iterator[Iterator[Pair]]:
     """Yield a loader's batches, and stop its workers at the end, even after an error.
 
-    The workers ignore SIGTERM, so Python, which sends it to them at exit, would otherwise wait for them for ever.
+    The workers ignore SIGTERM, so Python, which sends it to them at exit, would otherwise wait for them for ever. One
+    that hangs is killed after MAX_WAIT seconds.
+
+    Args:
+        loader: the loader.
+        stop: where requests to stop appear. If one comes while the workers bring nothing, an empty pair follows, so
+            that the loop can look at the requests.
     """
     batches = iter(loader)
     try:
-        yield batches
+        yield _until_asked_to_stop(batches, stop) if loader.num_workers else batches
     finally:
-        getattr(batches, "_shutdown_workers", lambda: None)()
-        for worker in getattr(batches, "_workers", []):
+        shutdown = threading.Thread(target=getattr(batches, "_shutdown_workers", lambda: None), daemon=True)
+        shutdown.start()
+        shutdown.join(MAX_WAIT)
+        _kill([worker for worker in getattr(batches, "_workers", []) if worker.is_alive()])
+        shutdown.join(MAX_WAIT)
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """Kill processes, without the error that torch's handler of SIGCHLD raises for each."""
+    if workers:
+        previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
+        for worker in workers:
             worker.kill()
+        for worker in workers:
+            worker.join(timeout=1)
+        if previous is not None:
+            signal.signal(signal.SIGCHLD, previous)
+
+
+class _Fetch(threading.Thread):
+    """Waits for one batch: in a thread, because reading from a process that hangs cannot be given up."""
+
+    def __init__(self, batches: Iterator[Pair]) -> None:
+        super().__init__(daemon=True)
+        self.batches = batches
+        self.pair: Pair | None = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.pair = next(self.batches, None)
+        except Exception as error:
+            self.error = error
+
+
+def _until_asked_to_stop(batches: Iterator[Pair], stop: Sequence[int]) -> Iterator[Pair]:
+    """The batches; an empty pair ends them where none has come for MAX_WAIT seconds and a request to stop has."""
+    while True:
+        fetch = _Fetch(batches)
+        fetch.start()
+        fetch.join(MAX_WAIT)
+        while fetch.is_alive() and not stop:
+            fetch.join(MAX_WAIT)
+        if fetch.is_alive():
+            yield torch.empty(0), torch.empty(0)
+            return
+        if fetch.error:
+            raise fetch.error
+        if fetch.pair is None:
+            return
+        yield fetch.pair
 
 
 def _start_worker(worker: int) -> None:

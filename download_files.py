@@ -25,8 +25,9 @@ from downloads.archives import check_archive, copy_or_unpack
 from downloads.fetch import fetch, file_name, local_path, remote_size, verify
 from downloads.place import move_all, stage, writing_to
 from downloads.readers import kind_of
+from images.files import IMAGE_SUFFIXES
 from import_weights import import_weights
-from photos.files import IMAGE_SUFFIXES, visible_files
+from photos.files import visible_files
 from weights.load import load_weights
 
 ORIGIN_URL = "https://gitlab.com/glebtutik/european_to_asian_files/-/raw/main"

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from config import to_dict
 from console import UserError, command, printable, some_path
+from training.checkpoint import naming
 from utils import atomic_write, file_to_write
 from weights.convert import Network, convert, generators_in
-from weights.foreign_pickle import ForeignFileError
 from weights.load import OTHER, Direction
 from weights.safetensors_file import read_generators, write_generators
 
@@ -103,14 +103,12 @@ def import_weights(
     networks: dict[Direction, Network] = {}
     files: dict[Direction, Path] = {}
     for path, named in chosen.items():
-        try:
+        with naming(path):
             found = generators_in(path, named, given_by_user=hints.direction is not None)
             for stated, tensors in found.items():
                 direction = OTHER[stated] if hints.swap else stated
                 networks[direction] = convert(tensors, image_size=hints.image_size, norm_first=hints.norm_first)
                 files[direction] = path
-        except ForeignFileError as error:
-            raise UserError(f"{printable(path)} {error}") from error
     kinds = sorted({str(network) for network in networks.values()})
     if len(kinds) > 1:
         raise UserError(f"the two files hold different networks: {'; '.join(kinds)}")
@@ -159,7 +157,7 @@ def choose_files(source: Path, direction: Direction | None) -> tuple[FileSet, in
                 "ending in .pth.tar, .pth, .pt or .tar; to import a file with another name, name the file itself"
             )
         return sets[-1], len(sets) - 1
-    if not source.is_file():
+    if not source.exists():
         raise UserError(f"there is no file or folder {printable(source)}")
     alone: FileSet = {source: None}
     together = next((files for files in sets_of(source.parent.iterdir()) if source in files), alone)

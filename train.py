@@ -239,7 +239,11 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     num_images = (len(images[0].files), len(images[1].files))
     log = open_log(run, model, num_images=num_images, domains=domain_names(config))
     stopped = False
-    with stop_requests(second_ends=distributed.count() == 1) as stop, log or nullcontext(), running(loader) as pairs:
+    with (
+        stop_requests(second_ends=distributed.count() == 1) as stop,
+        log or nullcontext(),
+        running(loader, stop) as pairs,
+    ):
         # Show what the generators do before the first step.
         if log and run.step == 0 and not stop:
             log.sample(run.step, translate_samples(model, *sample_pair))
@@ -304,7 +308,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
 
 def find_data(config: Config) -> tuple[Folders, Folders]:
     """The training images, and those to show progress on: the test split, or the former where there is none."""
-    if config.data_dir == PRESETS["demo"].data_dir and not Path(config.data_dir).exists():
+    if Path(config.data_dir) == Path(PRESETS["demo"].data_dir) and not Path(config.data_dir).exists():
         unpack_demo_faces(Path(config.data_dir))
     training, test = training_images(config), find_images(config, "test")
     names_a, names_b = ([file.relative_to(folder.path) for file in folder.files] for folder in test)

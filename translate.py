@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -21,17 +22,20 @@ from console import UserError, command, is_out_of_memory, memory_advice, printab
 from dataset import measure_faces, scan_folder
 from generator_model import MAX_STRENGTH
 from photos.faces import find_faces
-from photos.jobs import Job, Summary, check_replaceable, find_jobs, is_video, named_storage
-from photos.photo import Photo, Pixels, Storage, open_photo, read_photo, write_photo
-from photos.translator import Translator
+from photos.jobs import Job, Summary, check_replaceable, find_jobs, is_video
+from photos.photo import Photo, Pixels, open_photo
+from photos.picture_file import DEFAULT_MAX_MEGAPIXELS, Picture, choose_format, read_picture, write_picture
+from photos.translator import Translator, translate_pictures
 from photos.video import FaceSmoother, translate_video
 from training import distributed
 from utils import atomic_write, pick_device
 from weights.load import Direction, default_weights, load_weights
 
-Writer = Callable[[Photo, Path | io.BytesIO, Storage], None]  # This is `write_photo` with the user's options.
-Opened = tuple[Path, Photo, Storage, Path]  # The source, its image, how it is stored, and the target.
-MAX_STREAM = 2**30  # The standard input holds at most this many bytes: MAX_PIXELS of 8 bytes, uncompressed, fit.
+Reader = Callable[[Path | io.BytesIO], Picture]  # This is `read_picture` with the user's options.
+Writer = Callable[[Picture, Path | io.BytesIO], None]  # This is `write_picture` with the user's options.
+Opened = tuple[Path, Picture, Path]  # The source, what it holds, and the target.
+PIXELS_AT_ONCE = 50_000_000  # No further image is read before those read are written, once they have this many pixels.
+MAX_STREAM = 2**31  # The standard input holds at most this many bytes: 250 megapixels of 8 bytes, uncompressed, fit.
 MEMORY_ADVICE = "lower --batch-size, end other programs, or try --device cpu"
 
 
@@ -81,67 +85,81 @@ def load_translator(
 # --- Files
 
 
-def translate_files(translator: Translator, jobs: Sequence[Job], *, write: Writer, overwrite: bool = False) -> Summary:
+def translate_files(
+    translator: Translator,
+    jobs: Sequence[Job],
+    *,
+    read: Reader = read_picture,
+    write: Writer = write_picture,
+    overwrite: bool = False,
+) -> Summary:
     """Translate files to files, several images at a time; files that cannot be read or written are skipped.
 
     A file that exists and that this program did not write stays as it is, unless `overwrite` is true (see
     `check_replaceable`).
     """
     summary = Summary()
+    opened: list[Opened] = []
     with tqdm(total=len(jobs), unit=" files", leave=False, disable=None) as bar:
-        for start in range(0, len(jobs), translator.batch_size):
-            batch = jobs[start : start + translator.batch_size]
-            # Translate videos one by one, and read a batch of images.
-            opened: list[Opened] = []
-            for source, target in batch:
-                try:
-                    if not source.is_file():  # Reading from a pipe would block for ever.
-                        raise UserError("not a regular file")
-                    if is_video(source):
-                        if not overwrite:
-                            check_replaceable(target)
-                        summary.add(_translate_video_file(translator, source, target))
-                    else:
-                        opened.append((source, *read_photo(source), target))
-                except Exception as error:  # Decoders may raise any exception on a damaged file.
-                    summary.skip(source, error)
-            # Translate the faces of all these images together.
-            translated = _translate_images(translator, opened, summary)
-            # Write the results.
-            for source, photo, storage, target in translated:
-                try:
-                    with atomic_write(target) as temporary:
-                        write(photo, temporary, named_storage(source, target, storage))
-                        if not overwrite:
-                            check_replaceable(target, temporary)
-                    summary.add(photo)
-                except (ValueError, OSError, MemoryError) as error:
-                    summary.skip(source, error)
-            bar.update(len(batch))
+        for index, (source, target) in enumerate(jobs, start=1):
+            # Translate a video, or read an image.
+            try:
+                if not source.is_file():  # Reading from a pipe would block for ever.
+                    raise UserError("not a regular file")
+                if is_video(source):
+                    if not overwrite:
+                        check_replaceable(target)
+                    summary.add(_translate_video_file(translator, source, target))
+                else:
+                    opened.append((source, read(source), target))
+            except Exception as error:  # Decoders may raise any exception on a damaged file.
+                summary.skip(source, error)
+            # Translate the faces of several images together, and write the results.
+            num_pixels = sum(picture.num_pixels for _, picture, _ in opened)
+            if len(opened) == translator.batch_size or num_pixels >= PIXELS_AT_ONCE or index == len(jobs):
+                for done in _translated(translator, opened, read, summary):
+                    _write_result(done, write, overwrite, summary)
+                opened.clear()
+            bar.update()
     return summary
 
 
-def _translate_images(translator: Translator, opened: list[Opened], summary: Summary) -> list[Opened]:
-    """Translate images together or, if the memory is full, one by one; returns those for which it sufficed."""
+def _translated(translator: Translator, opened: list[Opened], read: Reader, summary: Summary) -> Iterator[Opened]:
+    """Translate images together or, if the memory is full, one by one; yields those for which it sufficed."""
     try:
-        translator.translate([photo for _, photo, *_ in opened])
-        return opened
+        translate_pictures(translator, [picture for _, picture, _ in opened])
+        unread: list[Job] = []
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        sources = [(source, target) for source, *_, target in opened]
+        unread = [(source, target) for source, _, target in opened]
         opened.clear()  # The first attempt may have changed some of these images, and fills the memory.
-    translated: list[Opened] = []
-    for source, target in sources:
+    yield from opened
+    for source, target in unread:
         try:
-            photo, storage = read_photo(source)
-            translator.translate([photo])
-            translated.append((source, photo, storage, target))
+            picture = read(source)
+            translate_pictures(translator, [picture])
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             summary.skip(source, error)
-    return translated
+        else:
+            yield source, picture, target
+
+
+def _write_result(done: Opened, write: Writer, overwrite: bool, summary: Summary) -> None:
+    """Write a translated image, and record it in the summary."""
+    source, picture, target = done
+    try:
+        target = choose_format(picture, source=source, target=target)
+        with atomic_write(target) as temporary:
+            write(picture, temporary)
+            if not overwrite:
+                check_replaceable(target, temporary)
+        summary.add(picture.fullest)
+        summary.note(source, picture.notes)
+    except (ValueError, OSError, MemoryError) as error:
+        summary.skip(source, error)
 
 
 def _translate_video_file(translator: Translator, source: Path, target: Path) -> Photo:
@@ -170,21 +188,29 @@ def read_stream(source: IO[bytes]) -> io.BytesIO:
     return io.BytesIO(content)
 
 
-def translate_stream(translator: Translator, source: IO[bytes], *, target: IO[bytes], write: Writer) -> None:
-    """Translate one image from a binary stream to another; UserError where it cannot be read or written."""
+def translate_stream(
+    translator: Translator, source: IO[bytes], *, target: IO[bytes], read: Reader, write: Writer
+) -> list[str]:
+    """Translate one image from a binary stream to another, and return the notes on the result.
+
+    Raises:
+        UserError: the image cannot be read or written.
+    """
     try:
-        photo, storage = read_photo(read_stream(source))
+        picture = read(read_stream(source))
     except UserError:
         raise
     except Exception as error:  # Decoders may raise any exception on a damaged file.
         raise UserError(f"the standard input is not a readable image: {error}") from error
-    translator.translate([photo])
+    translate_pictures(translator, [picture])
+    choose_format(picture, source=Path("-"), target=Path("-"))
     result = io.BytesIO()  # Some formats need to seek in the file that they write.
     try:
-        write(photo, result, storage)
+        write(picture, result)
     except ValueError as error:
-        raise UserError(f"the result cannot be written as {storage.format}: {error}") from error
+        raise UserError(f"the result cannot be written as {picture.format}: {error}") from error
     target.write(result.getvalue())
+    return picture.notes
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -207,10 +233,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--side-by-side", action="store_true", help="write the original and the result next to each other in one image")
     add("--no-metadata", action="store_true", help="do not record in the file that a trained model changed the image")
     add("--batch-size", type=int, default=8, metavar="N", help="translate N images at a time (%(default)s)")
+    add("--max-megapixels", type=float, default=DEFAULT_MAX_MEGAPIXELS, metavar="N", help="skip images with more "
+        "pixels (%(default)s million); translating takes up to 23 bytes of memory a pixel")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1, got {args.batch_size}")
+    if not 0 < args.max_megapixels < math.inf:
+        parser.error(f"argument --max-megapixels: must be more than 0, got {args.max_megapixels:g}")
     if "-" in args.photos and len(args.photos) > 1:
         parser.error("argument PHOTO: - cannot be combined with other inputs, since its result goes to standard output")
     if "-" in args.photos and args.out:
@@ -223,7 +253,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Translate what the command line names; return 1 if a file was skipped or none was written, otherwise 0."""
     args = parse_args(argv)
-    write = partial(write_photo, side_by_side=args.side_by_side, label=not args.no_metadata)
+    read = partial(read_picture, max_megapixels=args.max_megapixels)
+    write = partial(write_picture, side_by_side=args.side_by_side, label=not args.no_metadata)
     weights = args.weights or default_weights()
     if not args.weights:
         print(f"weights: {printable(weights)}", file=sys.stderr)
@@ -236,21 +267,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             reason = "the images of --like show no faces" if args.like else "the weights record no faces (see --like)"
             print(f"translating whole images: {reason}", file=sys.stderr)
         if args.photos == ["-"]:
-            if sys.stdin is None or sys.stdout is None:
+            if sys.stdin is None or sys.__stdout__ is None:
                 raise UserError("the standard input or output is closed")
-            translate_stream(translator, sys.stdin.buffer, target=sys.stdout.buffer, write=write)
+            notes = translate_stream(translator, sys.stdin.buffer, target=sys.stdout.buffer, read=read, write=write)
+            for note in notes:
+                print(note, file=sys.stderr)
             return 0
-        return translate_and_report(translator, args, write)
+        return translate_and_report(translator, args, read, write)
 
 
-def translate_and_report(translator: Translator, args: argparse.Namespace, write: Writer) -> int:
+def translate_and_report(translator: Translator, args: argparse.Namespace, read: Reader, write: Writer) -> int:
     """Translate this process's share of the files, print a summary, and return the exit status."""
     jobs, passed_over = find_jobs([Path(photo) for photo in args.photos], args.out)
     if not jobs:
         named = ", ".join(map(printable, args.photos))
         raise UserError(f"there is nothing to translate in {named}\n{passed_over}".rstrip())
     own_jobs = jobs[distributed.rank() :: distributed.count()]
-    summary = translate_files(translator, own_jobs, write=write, overwrite=args.overwrite)
+    summary = translate_files(translator, own_jobs, read=read, write=write, overwrite=args.overwrite)
     summary.passed_over = passed_over
     print(summary)
     if distributed.count() > 1:

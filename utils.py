@@ -12,30 +12,21 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from console import UserError as UserError  # Written so, these three may also be imported from here.
 from console import command as command
 from console import is_out_of_memory
 from console import printable as printable
+from images.colours import to_rgb
+from images.files import decode, opened_image
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-ORIENTATION = 0x0112  # This EXIF tag says how to turn an image upright.
-MAX_PIXELS = 89_478_485  # We refuse images with more pixels. Pillow warns above this, and fails above twice this.
 Template = tuple[tuple[float, float], ...]  # A face's five landmarks (x, y) as fractions of its crop's side.
 
 
 def read_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, *, preview: bool = False) -> Image.Image:
-    """Read the first frame of an image file as an upright RGB image with 8 bits per channel.
-
-    See `open_image` for the arguments and errors, and `to_rgb` for the colours.
-    """
-    return to_rgb(turn_upright(open_image(source, min_side, preview=preview)))
-
-
-def open_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, *, preview: bool = False) -> Image.Image:
-    """Decode the first frame of an image file in its own mode. The frame is decoded fully, to detect truncated files.
+    """Read the first frame of an image file as an upright sRGB image with 8 bits per channel.
 
     Args:
         source: a path or a binary file; its format is recognised by its content, not by its name.
@@ -43,44 +34,12 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], min_side: int = 1, *,
         preview: decode a JPEG in grey at an eighth of its size, which is faster and finds damage just as well.
 
     Raises:
-        OSError, ValueError, SyntaxError: the file is not an image in one of IMAGE_FORMATS, is damaged, too small or too
-            large. Pillow does not have a common exception for bad data, and some decoders raise yet others.
+        OSError, ValueError, SyntaxError: see `images.files.opened_image` and `images.colours.to_rgb`.
     """
-    try:
-        opened = Image.open(source, formats=IMAGE_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"too large: {error}") from None
-    with opened as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"too large: {image.width}x{image.height} px, over {MAX_PIXELS} pixels")
-        if min(image.size) < min_side:
-            raise ValueError(f"too small: {image.width}x{image.height} px, under {min_side} px")
+    with opened_image(source, min_side=min_side) as image:
         if preview:
             image.draft("L", (1, 1))
-        image.load()
-        return image
-
-
-def turn_upright(image: Image.Image) -> Image.Image:
-    """Turn an image upright according to its EXIF orientation; an upright image is returned unchanged."""
-    return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB with 8 bits per channel: scale 16-bit grey, and put a white background
-    behind transparent pixels. An opaque RGB image is returned unchanged.
-
-    Raises:
-        ValueError: the image has 32 bits per channel.
-    """
-    if image.mode in ("I", "F"):
-        raise ValueError("32-bit images are not supported: their range is unknown")
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return to_rgb(decode(image))
 
 
 def image_to_pixels(image: Image.Image | np.ndarray) -> Tensor:

@@ -6,6 +6,8 @@ of the first pixel is at (0.5, 0.5).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,8 +21,17 @@ MODEL = Path(__file__).parent.parent / "assets" / "face_detection_yunet_2023mar.
 MIN_SCORE = 0.5  # YuNet's first pass accepts scores from here: a face on its side may score this low.
 SURE_SCORE = 0.925  # Only faces that lean by less than 45 degrees score this high.
 MIN_UPRIGHT_SCORE = 0.7  # The later, upright passes must score this high on average to confirm a face.
+SMALL_MIN_SCORE = 0.35  # These are the limits for faces that only finer copies of a large image show: small ones score
+SMALL_MIN_UPRIGHT_SCORE = 0.8  # lower at first, and more places might be one, so that they are confirmed more strictly.
+SMALL_MIN_EYES = (
+    12  # Their eyes must be roughly this far apart, px: less is too blurred to be translated, and often false.
+)
 MAX_OVERLAP = 0.3  # Boxes that overlap more than this (intersection over union) are one face.
 DETECTION_SIDE = 640  # The first pass runs on an image whose long side has at most this many px.
+FINE_PIXELS = 3e6  # The finest copy has at most this many px, and one pass over it takes a quarter of a second,
+FINEST_SCALE = 0.6  # and at most this scale: it is never as large as the image.
+MIN_STEP = 2  # Finer copies are searched only if the finest is more than this many times finer than the first.
+MAX_STEP = 4  # Each copy is at most this many times finer than the one before: YuNet misses faces that are too large.
 MIN_DETECTION_SIDE = 16  # No face can be found in an image with a shorter side than this, px.
 MIN_INPUT_SIDE = 64  # Smaller inputs are padded to this, px: OpenCV's YuNet reads uninitialised memory for them.
 EYES_IN_BOX = 0.45  # The eyes are roughly this far apart, as a fraction of the mean side of the detector's box.
@@ -67,24 +78,75 @@ def find_faces(image: np.ndarray, num_passes: int = NUM_PASSES) -> list[Face]:
         image: (H, W, 3) uint8 RGB, of any size.
         num_passes: how often each face is detected again; fewer are enough where no single face matters.
     """
-    scale = min(1.0, DETECTION_SIDE / max(image.shape[:2]))
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    small = cv2.resize(image, size) if scale < 1 else image  # aliasing does not bother the detector
-    to_image = np.diag([image.shape[1] / size[0], image.shape[0] / size[1], 1])
     faces: list[Face] = []
-    for quarter_turns in range(4):  # stops at the first turn that shows a face: YuNet may miss a face on its side
-        turned = np.rot90(small, quarter_turns)
-        for found in _detect(turned):
-            detection = found.through(quarter_turns_back(quarter_turns, small.shape))
-            if detection.eyes >= WINDOW_EYES:  # the small image has enough detail
-                face = _refine(small, detection, num_passes, to_image)
-            else:
-                face = _refine(image, detection.through(to_image), num_passes, np.eye(3))
-            if face and not any(_is_same(face, other) for other in faces):
-                faces.append(face)
-        if faces:
-            break
+    turns = range(4)
+    for copy in _copies(image):
+        for quarter_turns in turns:  # stops at the first turn that shows a face: YuNet may miss a face on its side
+            faces += _new_faces(image, copy, quarter_turns, faces, num_passes)
+            if faces:
+                turns = range(quarter_turns, quarter_turns + 1)
+                break
     return sorted(faces, key=lambda face: -face.eye_distance)
+
+
+@dataclass(frozen=True, eq=False)
+class _Copy:
+    """A smaller copy of an image, in which faces are searched for, and what counts as a face there.
+
+    Attributes:
+        pixels: (h, w, 3) uint8 RGB.
+        to_image: (3, 3) matrix that leads from the copy to the image.
+        min_score: the score from which the pass over the copy accepts a face.
+        min_upright_score: the mean score from which the later passes confirm it.
+        min_eyes: the least distance between its eyes, px of the image.
+    """
+
+    pixels: np.ndarray
+    to_image: np.ndarray
+    min_score: float
+    min_upright_score: float
+    min_eyes: float
+
+
+def _copies(image: np.ndarray) -> Iterator[_Copy]:
+    """The copies of an image to search one after the other, each finer than the one before."""
+    for number, scale in enumerate(_scales(*image.shape[:2])):
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        pixels = cv2.resize(image, size) if scale < 1 else image  # aliasing does not bother the detector
+        to_image = np.diag([image.shape[1] / size[0], image.shape[0] / size[1], 1])
+        if number == 0:
+            yield _Copy(pixels, to_image, MIN_SCORE, MIN_UPRIGHT_SCORE, 0)
+        else:
+            yield _Copy(pixels, to_image, SMALL_MIN_SCORE, SMALL_MIN_UPRIGHT_SCORE, SMALL_MIN_EYES)
+
+
+def _scales(height: int, width: int) -> list[float]:
+    """The scales of the copies: one for an image of moderate size, more for a large photograph or a panorama."""
+    first = min(1.0, DETECTION_SIDE / max(height, width))
+    finest = min(FINEST_SCALE, math.sqrt(FINE_PIXELS / (height * width)))
+    if finest <= MIN_STEP * first:
+        return [first]
+    num_steps = math.ceil(math.log(finest / first, MAX_STEP))
+    return [first * (finest / first) ** (step / num_steps) for step in range(num_steps + 1)]
+
+
+def _new_faces(
+    image: np.ndarray, copy: _Copy, quarter_turns: int, known: Sequence[Face], num_passes: int
+) -> list[Face]:
+    """The faces that a copy shows after some quarter turns, without those that are known from the copies before."""
+    faces: list[Face] = []
+    for found in _detect(np.rot90(copy.pixels, quarter_turns), copy.min_score):
+        in_copy = found.through(quarter_turns_back(quarter_turns, copy.pixels.shape))
+        in_image = in_copy.through(copy.to_image)
+        if in_image.eyes < copy.min_eyes or any(_is_part(in_image, face) for face in known):
+            continue
+        if in_copy.eyes >= WINDOW_EYES:  # the copy has enough detail
+            face = _refine(copy.pixels, in_copy, num_passes, copy.to_image)
+        else:
+            face = _refine(image, in_image, num_passes, np.eye(3))
+        if face and face.score >= copy.min_upright_score and not any(_is_same(face, other) for other in faces):
+            faces.append(face)
+    return faces
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +176,16 @@ def _detector() -> cv2.FaceDetectorYN:
     return cv2.FaceDetectorYN.create(str(MODEL), "", (WINDOW_SIDE, WINDOW_SIDE), MIN_SCORE, MAX_OVERLAP)
 
 
-def _detect(image: np.ndarray) -> list[_Detection]:
+def _detect(image: np.ndarray, min_score: float = MIN_SCORE) -> list[_Detection]:
     """One pass of YuNet over an image as it is."""
     height, width = image.shape[:2]
     if min(height, width) < MIN_DETECTION_SIDE:
         return []
     right, bottom = max(0, MIN_INPUT_SIDE - width), max(0, MIN_INPUT_SIDE - height)
-    padded = cv2.copyMakeBorder(image[..., ::-1], 0, bottom, 0, right, cv2.BORDER_CONSTANT)
+    bgr = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR)
+    padded = cv2.copyMakeBorder(bgr, 0, bottom, 0, right, cv2.BORDER_CONSTANT)
     detector = _detector()
+    detector.setScoreThreshold(min_score)
     detector.setInputSize((padded.shape[1], padded.shape[0]))
     _, rows = detector.detect(padded)
     detections = []
@@ -174,7 +238,7 @@ def _average_passes(image: np.ndarray, detection: _Detection | None, num_passes:
         passes.append((landmarks, (plain.score + mirrored.score) / 2))
     counted = passes[1:] if len(passes) == 2 else passes[2:]  # the first windows are not yet upright
     score = float(np.mean([score for _, score in counted]))
-    return Face(np.mean([found for found, _ in counted], axis=0), score) if score >= MIN_UPRIGHT_SCORE else None
+    return Face(np.mean([found for found, _ in counted], axis=0), score)
 
 
 def _detect_in_window(image: np.ndarray, to_window: np.ndarray) -> _Detection | None:
@@ -189,3 +253,8 @@ def _is_same(face: Face, other: Face) -> bool:
     """Whether two faces are closer than half the smaller one's eye distance."""
     distance = float(np.linalg.norm(face.landmarks.mean(axis=0) - other.landmarks.mean(axis=0)))
     return distance < min(face.eye_distance, other.eye_distance) / 2
+
+
+def _is_part(detection: _Detection, face: Face) -> bool:
+    """Whether a detection lies in the middle of a face, and so is this face or a part of it."""
+    return float(np.linalg.norm(detection.centre - face.landmarks.mean(axis=0))) < face.eye_distance

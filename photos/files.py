@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from console import count, printable
-from utils import IMAGE_FORMATS
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SHOWN_KINDS = 8  # A report names this many kinds of files, the most frequent ones,
 SHOWN_LINKS = 2  # and this many links.
 
@@ -121,20 +116,3 @@ def _is_hidden(name: str) -> bool:
 def visible_files(top: Path) -> Iterator[Path]:
     """The files that `find_files` finds."""
     return iter(find_files(top)[0])
-
-
-def may_be_image(file: Path) -> bool:
-    """Whether the suffix or the content of a file is that of an image; a damaged image is one, too."""
-    if file.suffix.lower() in IMAGE_SUFFIXES:
-        return True
-    if not file.is_file():  # Reading from a pipe would block for ever.
-        return False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            Image.open(file, formats=IMAGE_FORMATS).close()
-    except UnidentifiedImageError:
-        return False
-    except Exception:  # Decoders may raise any exception on a damaged file, and the reader will give it as the reason.
-        return True
-    return True

@@ -6,21 +6,17 @@ import filecmp
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
 
 from console import UserError, count, is_out_of_memory, printable, reason_of
-from photos.files import IMAGE_SUFFIXES, PassedOver, find_files, may_be_image
-from photos.photo import LABEL, Photo, Storage
+from images.files import IMAGE_SUFFIXES, may_be_image
+from photos.files import PassedOver, find_files
+from photos.photo import Photo
+from photos.picture_file import LABEL
 from photos.video import VIDEO_SUFFIXES
 
 Job = tuple[Path, Path]  # A file to translate, and the file to write.
-# Pillow's options for images that change their format; the others keep those of their source.
-OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True},
-                                      "TIFF": {"compression": "tiff_deflate"}}  # fmt: skip
 
 
 # --- What becomes what
@@ -119,19 +115,6 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def named_storage(source: Path, target: Path, storage: Storage) -> Storage:
-    """How to write an image: as its source is stored, or in the format of the target's name if that is another one."""
-    if source.suffix.lower() == target.suffix.lower():
-        return storage
-    name = Image.registered_extensions().get(target.suffix.lower(), "")
-    if name not in Image.SAVE:
-        raise UserError(f"images cannot be written as {target.suffix}: choose another name with --out")
-    if name == storage.format:
-        return storage
-    profile = {"icc_profile": storage.options["icc_profile"]} if storage.options.get("icc_profile") else {}
-    return replace(storage, format=name, options=OPTIONS.get(name, {}) | profile)
-
-
 # --- What may be replaced
 
 
@@ -162,6 +145,7 @@ class Summary:
     num_faces: int = 0
     num_unchanged: int = 0
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     passed_over: PassedOver = field(default_factory=PassedOver)
 
     @property
@@ -184,6 +168,10 @@ class Summary:
             reason = "the memory is full: lower --batch-size, or translate a smaller copy"
         self.skipped.append(f"  {printable(source)}: {reason}")
 
+    def note(self, source: Path, notes: Sequence[str]) -> None:
+        """Record what the result of a file lacks, or how it differs."""
+        self.notes += [f"  {printable(source)}: {note}" for note in notes]
+
     def __str__(self) -> str:
         text = f"translated {count(self.num_translated, 'file')}"
         if self.num_faces:
@@ -192,6 +180,8 @@ class Summary:
             text += f"; left {count(self.num_unchanged, 'file')} without a face unchanged"
         if self.skipped:
             text += "\n".join([f"\nskipped {count(len(self.skipped), 'file')}:", *self.skipped])
+        if self.notes:
+            text += "\n".join(["\nnotes:", *self.notes])
         if self.passed_over:
             text += f"\n{self.passed_over}"
         return text

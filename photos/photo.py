@@ -1,32 +1,24 @@
-"""Read photographs from files, cut out what a generator translates, and write the results in the same format."""
+"""Cut out what a generator translates in a photograph, and put the changes back into the photograph's own colours."""
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image
 
+from images.colours import opaque, to_rgb, transfer
+from images.files import turn_upright
 from photos.crops import align, paste
 from photos.faces import Face
-from utils import Template, open_image, to_rgb, turn_upright
+from utils import Template
 
 MAX_CROP_ASPECT = 4  # Images more than this many times as long as wide are squeezed for the network, and only there.
-# This XMP packet declares that a trained model has changed the photograph. The IPTC defines its term:
-# https://cv.iptc.org/newscodes/digitalsourcetype/
-LABEL = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
-    '"http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"/></rdf:RDF></x:xmpmeta>'
-)
-Pixels = np.ndarray  # A photograph, (H, W, 3) uint8 RGB.
+Pixels = np.ndarray  # A photograph, (H, W, 3) uint8, sRGB.
 Crop = np.ndarray  # A generator's input or output, (h, w, 3) RGB, uint8 or float32, 0 to 255.
 
 
@@ -79,17 +71,15 @@ class Photo:
     """A photograph while it is translated.
 
     Attributes:
-        original: the image as it was opened, upright.
+        original: the image as it was opened, upright, in its own mode and colour profile.
         pixels: the generator's input comes from these, in which transparent areas are white.
         colours: changes are added to these, which are `pixels` itself unless the original is transparent.
-        alpha: the original's transparency, if it has any.
         regions: the parts that have been translated.
     """
 
     original: Image.Image
     pixels: Pixels
     colours: Pixels
-    alpha: Image.Image | None
     regions: Sequence[Region] = ()
 
     @property
@@ -99,13 +89,8 @@ class Photo:
 
     @property
     def result(self) -> Image.Image:
-        """The translated photograph; the original itself where nothing has been translated."""
-        if not self.regions:
-            return self.original
-        image = Image.fromarray(self.colours)
-        if self.alpha:
-            image.putalpha(self.alpha)
-        return image
+        """The translated photograph in the original's mode, depth and colours; the original itself without regions."""
+        return transfer(self.original, self.colours) if self.regions else self.original
 
 
 def open_photo(image: Image.Image) -> Photo:
@@ -117,9 +102,8 @@ def open_photo(image: Image.Image) -> Photo:
     upright = turn_upright(image)
     pixels = np.array(to_rgb(upright))
     if not upright.has_transparency_data:
-        return Photo(upright, pixels, pixels, None)
-    rgba = upright.convert("RGBA")
-    return Photo(upright, pixels, np.array(rgba)[..., :3].copy(), rgba.getchannel("A"))
+        return Photo(upright, pixels, pixels)
+    return Photo(upright, pixels, np.array(to_rgb(opaque(upright))))
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> Crop:
@@ -128,72 +112,3 @@ def resize(pixels: np.ndarray, height: int, width: int) -> Crop:
     resized = F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
     result: Crop = resized[0].permute(1, 2, 0).contiguous().numpy()
     return result
-
-
-# --- Files
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How a file stores its image: Pillow's name of the format and its options for saving."""
-
-    format: str
-    options: dict[str, Any]
-
-
-def read_photo(source: str | os.PathLike[str] | IO[bytes]) -> tuple[Photo, Storage]:
-    """Read the first frame of an image file and how the file stores it; raises the errors of `utils.open_image`."""
-    image = open_image(source)
-    assert image.format is not None
-    options: dict[str, Any] = {}
-    if image.mode in ("RGB", "RGBA", "P"):
-        options["icc_profile"] = image.info.get("icc_profile")
-    if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode == "RGB":
-        # With the same compression, the areas that are not translated hardly change.
-        options |= {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
-    elif image.format == "JPEG":
-        options["quality"] = 95
-    elif image.format == "WEBP":
-        options["lossless"] = True
-    elif image.format == "TIFF":
-        options["compression"] = "tiff_deflate"
-    # Cameras write MPO files, which are JPEG files with further images appended.
-    return open_photo(image), Storage("JPEG" if image.format == "MPO" else image.format, options)
-
-
-def write_photo(
-    photo: Photo, target: Path | io.BytesIO, storage: Storage, *, side_by_side: bool = False, label: bool = True
-) -> None:
-    """Write the result in the original's format, without the original's metadata, such as its place and time.
-
-    Args:
-        photo: a photograph, translated or not.
-        target: the file or buffer to write to.
-        storage: the format and options of the original, as `read_photo` returned them.
-        side_by_side: write one image with the original on the left and the result on the right.
-        label: if the photograph has been translated, declare it in the XMP metadata of a JPEG, PNG or WebP file.
-
-    Raises:
-        OSError, ValueError: the format cannot hold an image of this size or mode, or the target cannot be written.
-    """
-    image = place_side_by_side(photo.original, photo.result) if side_by_side else photo.result
-    is_translated = bool(photo.regions)
-    options = dict(storage.options)
-    if label and is_translated and storage.format == "PNG":
-        options["pnginfo"] = PngImagePlugin.PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", LABEL)
-    elif label and is_translated and storage.format in ("JPEG", "WEBP"):
-        options["xmp"] = LABEL.encode()
-    # Only an unchanged image still has the palette that its transparent colour refers to.
-    is_unchanged = not is_translated and not side_by_side
-    transparency = image.info.get("transparency") if is_unchanged else None
-    image.info = {} if transparency is None else {"transparency": transparency}
-    image.save(target, storage.format, **options)
-
-
-def place_side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
-    """One image with two images of the same size next to each other, in the mode of the second."""
-    pair = Image.new(after.mode, (2 * after.width, after.height))
-    pair.paste(before.convert(after.mode), (0, 0))
-    pair.paste(after, (after.width, 0))
-    return pair

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from generator_model import blend
 from photos.faces import Face, find_faces
 from photos.photo import FaceRegion, Photo, Pixels, Region, WholeImage, open_photo
+from photos.picture_file import Picture
+from photos.video import FaceSmoother
 from utils import Template, denormalize, fast_layout, has_fast_bf16, normalize
 
 FaceFinder = Callable[[Pixels], Sequence[Face]]  # It finds the faces in (H, W, 3) uint8 RGB pixels.
@@ -85,3 +87,21 @@ class Translator:
         translated = blend(images, translated.float(), self.strength)
         result: np.ndarray = denormalize(translated).permute(0, 2, 3, 1).cpu().numpy()
         return result
+
+
+def translate_pictures(translator: Translator, pictures: Sequence[Picture]) -> None:
+    """Translate stills and pages together, and animations frame by frame, with steady faces like those of a video."""
+    translator.translate([photo for picture in pictures if not picture.is_animation for photo in picture.photos])
+    for picture in pictures:
+        if picture.is_animation:
+            _translate_animation(translator, picture.photos)
+
+
+def _translate_animation(translator: Translator, frames: Sequence[Photo]) -> None:
+    smoother = FaceSmoother()
+
+    def find_steady_faces(pixels: Pixels) -> Sequence[Face]:
+        return smoother(find_faces(pixels))
+
+    for start in range(0, len(frames), translator.batch_size):
+        translator.translate(frames[start : start + translator.batch_size], find_steady_faces)

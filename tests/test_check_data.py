@@ -120,21 +120,21 @@ def test_what_is_not_an_image_is_counted_by_kind(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asian = folder / "train" / "asian"
-    for name in ("1.heic", "2.HEIC", "notes", ".DS_Store"):
+    for name in ("1.psd", "2.PSD", "notes", ".DS_Store"):
         (asian / name).write_bytes(b"no image")
     (asian / "again").symlink_to("..")
     (folder / "readme.txt").touch()
     make_image(1).save(folder / "train" / "astray.png")
     (folder / "loop").symlink_to(".")
     found = report(folder, tmp_path, capsys)
-    expected = {"files": {".heic": 2, "hidden": 1, "without a suffix": 1},
+    expected = {"files": {".psd": 2, "hidden": 1, "without a suffix": 1},
                 "links": {str(asian / "again"): f"a circle, it leads back to {folder / 'train'}"}}  # fmt: skip
     assert found["classes"]["train/asian"]["passed_over"] == expected
     assert found["classes"]["test/asian"]["passed_over"] == {"files": {}, "links": {}}
     assert found["outside_the_classes"]["files"] == {".txt": 1, ".png": 1}
     assert check_data.main([str(folder), "--sheet", str(tmp_path / "sheet.png")]) == 0
     printed = capsys.readouterr().out
-    assert "\nin train/asian: passed over 4 other files: 2 .heic, 1 hidden, 1 without a suffix\n" in printed
+    assert "\nin train/asian: passed over 4 other files: 2 .psd, 1 hidden, 1 without a suffix\n" in printed
     assert "\noutside the classes: passed over 2 other files: 1 .txt, 1 .png\n" in printed
     assert f"did not follow {folder / 'loop'}: a circle" in printed
 

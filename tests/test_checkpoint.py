@@ -29,8 +29,17 @@ from generator_model import Generator
 from training import checkpoint
 from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from training.model import CycleGAN
+from training.torch_file import UnusableFileError
 from utils import UserError, seed_everything
-from weights.load import BUNDLED_WEIGHTS, default_weights, export_weights, load_generator, load_weights
+from weights.load import (
+    BUNDLED_WEIGHTS,
+    default_weights,
+    export_weights,
+    find_weights,
+    load_generator,
+    load_weights,
+)
+from weights.safetensors_file import write_generators
 
 
 def tiny_state(config: Config, step: int = 3) -> dict[str, Any]:
@@ -171,7 +180,7 @@ def test_a_checkpoint_without_one_of_its_entries_is_refused(saved: Path, name: s
 def test_an_archive_without_content_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "step_00000001.pt", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+    with pytest.raises(CheckpointError, match="is damaged or not a PyTorch file"):
         read_checkpoint(tmp_path / "step_00000001.pt")
 
 
@@ -204,7 +213,9 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, container:
         torch.save(payload, path)
     else:
         path.write_bytes(pickle.dumps(payload))
-    with pytest.raises(CheckpointError, match=r"hostile\.pt is not a checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"hostile\.pt (refers to '(posix|nt)\.system'|.*holds more than tensors)"
+    ):
         load_generator(path, "ab")
     assert not trace.exists()
 
@@ -222,15 +233,13 @@ def test_other_files_are_refused_with_a_clear_reason(tmp_path: Path, saved: Path
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
         load_generator(tmp_path / "other.pt", "ab")
-    with pytest.raises(CheckpointError, match=r"there is no file .*missing\.pt"):
+    with pytest.raises(CheckpointError, match=r"there is no file or folder .*missing\.pt"):
         load_generator(tmp_path / "missing.pt", "ab")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no checkpoint in"):
-        load_generator(tmp_path, "ab")
+        load_generator(tmp_path / "empty", "ab")
     with pytest.raises(UserError, match='direction must be "ab" or "ba"'):
         load_generator(saved, "a to b")  # type: ignore[arg-type]
-    (tmp_path / "x.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="does not hold weights of this program"):
-        load_generator(tmp_path / "x.safetensors", "ab")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +257,8 @@ def test_every_difference_is_named_when_a_run_is_resumed(tiny: Tiny) -> None:
     for allowed in (
         {"num_epochs": 9}, {"num_decay_epochs": 4}, {"num_workers": 3}, {"log_every_steps": 1},
         {"sample_every_steps": 5}, {"checkpoint_every_steps": 5}, {"keep_checkpoints": 9}, {"keep_every_epochs": 1},
-        {"run_name": "moved"}, {"max_steps": 5}, {"init_from": "runs/first"},
+        {"run_name": "moved"}, {"max_steps": 5}, {"init_from": "runs/first"}, {"data_dir": "/elsewhere/"},
+        {"domain_a": "European"}, {"device": "auto"}, {"device": "cuda:1"}, {"compile": True},
     ):  # fmt: skip
         checkpoint.check_resumable(state, tiny(**allowed), data)
     for refused in ({"num_decay_epochs": 0}, {"seed": 4}, {"lambda_cycle": 1.0}, {"batch_size": 2}):
@@ -258,8 +268,36 @@ def test_every_difference_is_named_when_a_run_is_resumed(tiny: Tiny) -> None:
             checkpoint.check_resumable(state, tiny(**refused), data)
     with pytest.raises(UserError, match="images of b 'y' -> 'z'"):
         checkpoint.check_resumable(state, tiny(), data | {"b": "z"})
+    checkpoint.check_resumable(state, tiny(), {"a": "x, content 5", "b": "y, content 6"})  # saved without the content
+    with pytest.raises(UserError, match="images of a 'x, content 5' -> 'x, content 7'"):
+        checkpoint.check_resumable(state | {"data": {"a": "x, content 5"}}, tiny(), {"a": "x, content 7"})
     with pytest.raises(UserError, match=r"image_size 32 -> 64.*seed 0 -> 1"):
         checkpoint.check_resumable(state, tiny(image_size=64, seed=1), data)
+
+
+@pytest.mark.parametrize(
+    ("check", "values"),
+    [
+        (checkpoint.checked_step, ["x", -5, 1.0, True, None, 10**30, torch.tensor(3)]),
+        (checkpoint.checked_score, ["x", float("nan"), float("inf"), 1e300, True, 10**400, [1]]),
+        (
+            checkpoint.checked_template,
+            ["x", 5, [[0.5, 0.5]] * 5, [[float("nan"), i] for i in range(5)], [[10**400, 0]]],
+        ),
+        (checkpoint.checked_strength, ["x", 1.0, {"ab": float("nan")}, {"ab": -1}, {"ab": 10**400}, {"cd": 1}, {5: 1}]),
+    ],
+)
+def test_absurd_values_beside_the_networks_are_refused(check: Callable[[Any], Any], values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(UnusableFileError, match="has an invalid"):
+            check(value)
+
+
+def test_a_position_outside_the_state_of_a_random_generator_is_refused() -> None:
+    state = checkpoint.random_state()
+    name, keys, _, *rest = state["numpy"]
+    with pytest.raises(UnusableFileError, match="position 625"):
+        checkpoint.restore_random_state(state | {"numpy": (name, keys, 625, *rest)})
 
 
 # --- Generators
@@ -308,6 +346,68 @@ def test_the_newest_run_is_the_default_and_without_a_run_the_bundled_weights_are
     (tmp_path / "runs" / "not a run").mkdir()
     shutil.copytree(saved.parent, tmp_path / "runs" / "newer" / "checkpoints")
     assert default_weights(tmp_path / "runs") == tmp_path / "runs" / "newer"
+
+
+def test_a_folder_is_searched_for_its_weights_and_several_are_named(saved: Path, tmp_path: Path) -> None:
+    run = saved.parent.parent
+    best = checkpoint.save_best(run, read_checkpoint(saved) | {"step": 2})
+    for folder, place in (
+        (run, saved.parent),
+        (saved.parent, saved.parent),
+        (run / "best", best.parent),
+        (saved, saved),
+    ):
+        assert find_weights(folder) == place
+    assert find_weights(tmp_path) == saved.parent  # the only run in it
+    shutil.copytree(saved.parent, tmp_path / "group" / "other" / "checkpoints")
+    export_weights(run / "best", tmp_path / "exported.safetensors")
+    with pytest.raises(CheckpointError, match=r"several .*: give one of .*/other, .*/run, .*/exported\.safetensors$"):
+        find_weights(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no file or folder .*/missing; there are .*/other, .*/run$"):
+        find_weights(tmp_path / "missing")
+    shutil.rmtree(saved.parent)
+    assert find_weights(run) == best.parent
+
+
+def test_weights_are_known_by_their_content_whatever_their_name(saved: Path, tmp_path: Path) -> None:
+    export_weights(saved, tmp_path / "exported.safetensors")
+    odd, strange = tmp_path / "odd.pt", tmp_path / "strange.safetensors"
+    (tmp_path / "exported.safetensors").rename(odd)
+    shutil.copy(saved, strange)
+    for path in (odd, strange):
+        for tensor, other in zip(
+            load_generator(path, "ab").parameters(), load_generator(saved, "ab").parameters(), strict=True
+        ):
+            assert torch.equal(tensor, other)
+    with pytest.raises(UserError, match=r"is a \.safetensors file already"):
+        export_weights(odd, tmp_path / "again.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "safetensors"])
+@pytest.mark.parametrize(
+    "change", [{"base_channels": 1024, "num_residuals": 64}, {"init_std": 10**400}, {"beta1": None}]
+)
+def test_a_small_file_that_describes_an_absurd_network_is_refused_at_once(
+    saved: Path, tmp_path: Path, kind: str, change: dict[str, Any]
+) -> None:
+    state = read_checkpoint(saved)
+    config, path = state["config"] | change, tmp_path / "absurd"
+    if kind == "checkpoint":
+        torch.save(state | {"config": config}, path)
+    else:
+        write_generators(path, {"gen_ab": state["gen_ab"]}, config=config)
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match=r"absurd( holds a gen_ab that does not fit|: this version cannot use)"):
+        load_generator(path, "ab")
+    assert time.perf_counter() - start < 5  # building the network would take tens of gigabytes
+
+
+def test_weights_of_wrapped_networks_are_loaded(saved: Path, tmp_path: Path) -> None:
+    state = read_checkpoint(saved)
+    wrapped = {f"module._orig_mod.{key}": tensor for key, tensor in state["ema_gen_ab"].items()}
+    torch.save(state | {"ema_gen_ab": wrapped}, tmp_path / "wrapped.pt")
+    for key, tensor in load_generator(tmp_path / "wrapped.pt", "ab").state_dict().items():
+        assert torch.equal(tensor, state["ema_gen_ab"][key])
 
 
 def test_exported_weights_carry_the_best_strength_of_each_direction(saved: Path) -> None:

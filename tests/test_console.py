@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, make_folders
+from tqdm import tqdm
 
 import check_data
 from console import command, count, is_out_of_memory, memory_advice, reason_of
@@ -51,7 +52,16 @@ def test_a_full_disk_behind_the_output_is_an_error_and_not_a_traceback(
 
 def test_a_closed_output_does_not_stop_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", None)
-    assert say(["text"]) == 0
+    monkeypatch.setattr("sys.stderr", None)
+
+    @command
+    def main(argv: Sequence[str] | None = None) -> int:
+        for _ in tqdm(range(3)):
+            tqdm.write("text")
+        sys.stdout.flush()
+        return 7
+
+    assert main() == 7
 
 
 def test_a_pipe_that_breaks_elsewhere_is_an_error_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:

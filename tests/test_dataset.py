@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,17 +16,19 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Tiny, make_image
+from conftest import ROOT, Tiny, make_folders, make_image
 from PIL import Image
 
 from config import PRESETS, Config
 from dataset import (
     EpochBatches,
+    ImageFolder,
     UnpairedDataset,
     build_augmentation,
     build_loader,
     find_images,
     load_images,
+    running,
     scan_folder,
     training_images,
     unpack_demo_faces,
@@ -62,7 +66,7 @@ def test_the_error_for_missing_images_says_what_to_do_in_five_lines(tmp_path: Pa
     text = str(error.value)
     assert text.count("\n") < 5
     assert str(tmp_path / "train" / "european") in text
-    assert all(words in text for words in ("train/asian", ".jpg", "--data-dir", "--preset demo"))
+    assert all(words in text for words in ("train/asian", "JPEG", "--data-dir", "--preset demo"))
 
 
 def test_unusable_images_are_left_out_with_a_reason_and_other_files_are_ignored(tmp_path: Path) -> None:
@@ -238,6 +242,60 @@ def test_load_images_keeps_the_aspect_and_crops_the_centre(tmp_path: Path) -> No
     wide.paste("white", (30, 0, 60, 30))
     wide.save(tmp_path / "wide.png")
     assert (load_images([tmp_path / "wide.png"], 60)[0, :, :, 1:-1] > 0.99).all()
+
+
+# --- The fingerprint, and workers that hang
+
+
+def test_a_fingerprint_goes_by_names_and_content_and_not_by_the_place(tmp_path: Path) -> None:
+    make_folders(tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second" / "deeper")
+    paths = [tmp_path / "first" / "train" / "asian", tmp_path / "second" / "deeper" / "train" / "asian"]
+    before, moved = (scan_folder(path).fingerprint for path in paths)
+    assert before == moved
+    os.utime(paths[1] / "0000.png", (1, 1))
+    assert scan_folder(paths[1]).fingerprint == before
+    large = paths[1] / "0001.bmp"
+    contents = set()
+    for pixel in (None, (0, 0), (150, 150), (299, 299)):  # a file of 270 kB
+        image = Image.new("RGB", (300, 300))
+        if pixel:
+            image.putpixel(pixel, (9, 9, 9))
+        image.save(large)
+        contents.add(scan_folder(paths[1]).fingerprint)
+    assert len(contents) == 4
+    assert len({content.split(", content")[0] for content in contents}) == 1
+
+
+def test_the_fingerprint_of_many_images_takes_no_time(tmp_path: Path) -> None:
+    for number in range(2000):
+        (tmp_path / f"{number}.jpg").write_bytes(number.to_bytes(4, "big") * 4000)
+    folder = ImageFolder(tmp_path, sorted(tmp_path.iterdir()), [])
+    start = time.perf_counter()
+    assert folder.fingerprint.startswith("2000 images, ")
+    assert time.perf_counter() - start < 1  # a tenth of that on a quiet machine
+
+
+def test_a_stopped_worker_does_not_keep_a_request_to_stop_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataset.MAX_WAIT", 0.3)
+    images = training_images(Config(data_dir=str(make_folders(tmp_path / "data"))))
+    data = UnpairedDataset(images[0].files, images[1].files, Config(image_size=32))
+    stop: list[int] = []
+    loader = build_loader(data, EpochBatches(len(data), 1, 0, 0, 1000), num_workers=2)
+    with running(loader, stop) as pairs:
+        assert next(pairs)[0].shape == (1, 3, 32, 32)
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            assert worker.pid
+            os.kill(worker.pid, signal.SIGSTOP)
+        stop.append(signal.SIGTERM)
+        while next(pairs)[0].numel():  # what was read before
+            pass
+        start = time.perf_counter()
+    assert time.perf_counter() - start < 3
+    assert not any(worker.is_alive() for worker in workers)
 
 
 # --- Demo faces

@@ -262,7 +262,7 @@ def test_a_terminated_translation_leaves_no_half_file(
         target.write_bytes(b"half")
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(translate, "write_photo", write)
+    monkeypatch.setattr(translate, "write_picture", write)
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "in", weights, "--out", str(tmp_path / "out"))
     assert stop.value.code == 128 + signal.SIGTERM

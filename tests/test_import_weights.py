@@ -132,6 +132,20 @@ def test_weights_saved_from_data_parallel_lose_its_prefix(tmp_path: Path, out: P
     assert_same_translations(out, ab=network, ba=network)
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "module.module."])
+def test_weights_of_compiled_and_wrapped_networks_are_imported(tmp_path: Path, out: Path, prefix: str) -> None:
+    network = reference(n=2)
+    state = {prefix + key.replace("model.11.", "model.11._orig_mod."): x for key, x in network.state_dict().items()}
+    import_weights(save(tmp_path / "1_net_G_A.pth", state), out)
+    assert_same_translations(out, ab=network)
+
+
+def test_a_layer_that_is_named_with_and_without_a_prefix_is_refused(tmp_path: Path, out: Path) -> None:
+    state = reference(n=2).state_dict()
+    state |= {"_orig_mod.model.1.bias": torch.ones(4)}
+    assert_refused(save(tmp_path / "1_net_G_A.pth", state), out, "names a layer twice")
+
+
 def test_running_statistics_of_old_pytorch_versions_are_dropped(tmp_path: Path, out: Path) -> None:
     network = reference(n=2)
     state = network.state_dict()
@@ -286,8 +300,15 @@ def test_a_damaged_file_is_refused(tmp_path: Path, out: Path, kind: str) -> None
             archive.writestr("archive/data.pkl", bytes(10**6))
     if kind == "missing":
         path.unlink()
-    words = {"missing": "there is no file or folder", "bomb": "claims to unpack to more bytes"}
-    assert_refused(path, out, words.get(kind, "is damaged or not a PyTorch file"))
+    words = {
+        "missing": "there is no file or folder",
+        "bomb": "is damaged: its archive claims to unpack to more bytes",
+        "truncated": "is damaged: the end of its zip archive is missing",
+        "flipped": "is damaged: wrong checksum in ",
+        "empty": "is empty",
+        "text": "is a text file that starts with 'hello'",
+    }
+    assert_refused(path, out, words[kind])
 
 
 def test_a_pair_of_different_networks_is_refused(tmp_path: Path, out: Path) -> None:

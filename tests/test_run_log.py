@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from config import Config
 from training.run import Run
@@ -70,6 +73,36 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path)] == ["2", "4", "6", "8", "10"]
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("loss/gan_ab")] == [2, 4, 6, 8, 10]
+
+
+def test_a_file_that_a_spreadsheet_has_saved_is_kept_and_the_run_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.csv").write_text("step;loss\n50;1,5\n")
+    log_steps(tmp_path, 51, 52)
+    assert f"it is kept as {tmp_path / 'metrics_kept_1.csv'}\n" in capsys.readouterr().out
+    assert [row["step"] for row in rows(tmp_path)] == ["52"]
+
+
+@pytest.mark.parametrize("room", [0, 12])
+def test_a_full_disk_ends_tensorboards_file_with_one_line_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: int
+) -> None:
+    """TensorBoard's own thread meets the error, and would print a traceback."""
+    records = itertools.count()
+
+    def fail(*_: object) -> None:
+        if next(records) >= room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", fail)
+    hook = threading.excepthook
+    log_steps(tmp_path, 1, 6)
+    printed = capsys.readouterr()
+    assert printed.out.count("TensorBoard's file cannot be written ([Errno 28] No space left on device)") == 1
+    assert printed.err == ""
+    assert len(rows(tmp_path)) == 3
+    assert threading.excepthook is hook
 
 
 def test_a_sample_is_a_file_and_an_image_in_tensorboard(tmp_path: Path) -> None:

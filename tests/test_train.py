@@ -13,6 +13,7 @@ import shutil
 import signal
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import train
 from benchmark import textbook_terms
 from config import BEFORE_THE_KNOB, PRESETS, Config, from_dict
 from training import checkpoint, losses
-from training.model import CycleGAN, backward, step_optimizer
+from training.model import CycleGAN, backward, ignores_found_inf, step_optimizer
 from training.run import Run
 from training.textbook_step import Textbook, textbook_step
 from weights.load import export_weights, load_generator
@@ -244,6 +245,33 @@ def test_a_gradient_that_is_not_finite_changes_no_weight_either(tiny: Tiny) -> N
     assert weight.item() == 0
 
 
+def test_nan_changes_no_weight_where_the_fused_optimiser_ignores_it(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Apple's GPU."""
+    original = torch.optim.Adam.step
+
+    def step(optimizer: Any) -> None:
+        del optimizer.found_inf
+        original(optimizer)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    real = torch.rand(1, 3, 32, 32) * 2 - 1
+    for is_known in (False, True):
+        monkeypatch.setattr("training.model.ignores_found_inf", lambda device, known=is_known: known)
+        model = CycleGAN(tiny(), CPU)
+        train.train_step(model, real, real, config=tiny())
+        before = copy.deepcopy(model.state_dict())
+        reported = train.train_step(model, real * float("nan"), real, config=tiny())
+        assert not torch.isfinite(reported["loss/gen"])
+        is_whole = all(torch.isfinite(weights).all() for weights in model.gen_ab.parameters())
+        assert is_whole is is_known  # without the guard this optimiser destroys the weights
+    for name in ("gen_ab", "gen_ba", "disc_a", "opt_gen", "opt_disc"):
+        assert_identical(before[name], model.state_dict()[name], name)
+    assert ignores_found_inf(torch.device("mps"))
+    assert not ignores_found_inf(torch.device("cuda"))
+
+
 def test_the_optimisers_are_those_of_the_paper(tiny: Tiny) -> None:
     model = CycleGAN(tiny(), CPU)
     for optimizer in (model.opt_gen, model.opt_disc):
@@ -397,6 +425,21 @@ def test_a_resumed_run_has_networks_of_its_own(tiny: Tiny, capsys: pytest.Captur
     assert train_here(replace(config, init_from="", max_steps=9)) == 0
 
 
+def test_discriminators_that_do_not_fit_or_are_not_finite_are_refused(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_here(tiny(run_name="first", max_steps=1)) == 0
+    (path,) = checkpoint.list_checkpoints(Path(tiny().runs_dir, "first", "checkpoints"))
+    state = checkpoint.read_checkpoint(path)
+    for change, words in (
+        ({"disc_a": state["gen_ab"]}, "holds a disc_a that does not fit its configuration"),
+        (with_nan(state, "disc_b"), "holds numbers in disc_b that are not finite"),
+    ):
+        torch.save(state | change, path)
+        assert train_here(tiny(run_name="second", max_steps=1, init_from=str(path))) == 1
+        assert f"error: the file of --init-from {words}" in capsys.readouterr().err
+
+
 def test_discriminators_of_another_kind_start_afresh(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     old = OLD | {"upsampling": "resize", "disc_global": True}  # these weights have the same shapes
     assert train_here(tiny(run_name="first", max_steps=1, **old)) == 0
@@ -426,18 +469,45 @@ def test_a_damaged_newest_checkpoint_is_named_and_skipped(tiny: Tiny, capsys: py
     assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="hurt")))
 
 
-@pytest.mark.parametrize(
-    ("entry", "value"), [("step", "x"), ("step", -5), ("step", float("inf")), ("best_score", "x"), ("random", {})]
-)
-def test_a_checkpoint_with_a_senseless_entry_is_refused(
-    tiny: Tiny, capsys: pytest.CaptureFixture[str], entry: str, value: object
-) -> None:
+def with_nan(state: dict[str, Any], *names: Any) -> dict[str, Any]:
+    """The entry of these names, one within the other, of a checkpoint, whose first tensor holds NaN."""
+    entry: Any = copy.deepcopy(state[names[0]])
+    inner = entry
+    for name in names[1:]:
+        inner = inner[name]
+    next(iter(inner.values())).fill_(torch.nan)
+    return {names[0]: entry}
+
+
+SENSELESS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "a word for the step": (lambda state: {"step": "x"}, "invalid number of steps: x"),
+    "a negative step": (lambda state: {"step": -5}, "invalid number of steps: -5"),
+    "a score of NaN": (lambda state: {"best_score": float("nan")}, "invalid best_score: nan"),
+    "an absurd strength": (lambda state: {"strength": {"ab": 1e9}}, "invalid strength"),
+    "a template of one point": (lambda state: {"template": [[0.5, 0.5]]}, "invalid face template"),
+    "no random state": (lambda state: {"random": {}}, "is not one of this program: it has no entry"),
+    "data that are a list": (lambda state: {"data": []}, "is not one of this program: "),
+    "an average of NaN": (lambda state: with_nan(state, "ema_gen_ab"), "numbers in ema_gen_ab that are not finite"),
+    "a moment of NaN": (lambda state: with_nan(state, "opt_gen", "state", 0), "numbers in opt_gen that are not finite"),
+    "moments of no weight": (lambda state: {"opt_disc": {"state": {99: state["opt_disc"]["state"][0]}}}, "do not fit"),
+    "a network of another": (lambda state: {"gen_ab": state["disc_a"]}, "holds a gen_ab that does not fit"),
+    "large images in the pool": (
+        lambda state: {"pool_a": {"images": [torch.ones(3, 64, 64)], "random": state["pool_a"]["random"]}},
+        "holds other images in pool_a",
+    ),
+}  # fmt: skip
+
+
+def test_a_checkpoint_with_a_senseless_entry_is_refused(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_here(tiny(max_steps=3)) == 0
     (path,) = checkpoint.list_checkpoints(Path(tiny().runs_dir, "tiny", "checkpoints"))
     state = checkpoint.read_checkpoint(path)
-    torch.save(state | {entry: value}, path)
-    assert train_here(tiny()) == 1
-    assert "is not one of this program" in capsys.readouterr().err
+    for change, words in SENSELESS.values():
+        torch.save(state | change(state), path)
+        assert train_here(tiny()) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.endswith("delete it to resume from the one before, or start afresh with another --run-name\n")
 
 
 def test_a_run_without_any_whole_checkpoint_is_not_begun_again(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,7 +526,38 @@ def test_other_settings_or_other_images_are_refused(
     assert "lambda_cycle 5.0 -> 2.0, seed 0 -> 1" in capsys.readouterr().err
     (data_dir / "train" / "asian" / "0000.png").unlink()
     assert train_here(tiny()) == 1
-    assert "images of b '4 images" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "images of b '4 images" in error
+    assert "put back the images with which it started" in error
+
+
+def test_a_run_goes_on_where_the_same_images_have_another_name_and_on_another_device(
+    tiny: Tiny, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data_dir, tmp_path / "moved")
+    (tmp_path / "moved" / "train" / "european").rename(tmp_path / "moved" / "train" / "Faces of Europe")
+    assert train_here(tiny(run_name="whole", max_steps=6)) == 0
+    places: list[dict[str, Any]] = [
+        {}, {"data_dir": "data/"}, {"data_dir": "./data"}, {"data_dir": "moved", "domain_a": "faces of europe"},
+        {"runs_dir": "./runs/"}, {"device": "auto"},
+    ]  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for step, place in enumerate(places, 1):
+        assert train_here(tiny(run_name="wanders", max_steps=step, **place)) == 0
+    assert_identical(final_state(tiny(run_name="whole")), final_state(tiny(run_name="wanders")))
+
+
+def test_other_pictures_under_the_same_names_are_refused(
+    tiny: Tiny, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_here(tiny(max_steps=1)) == 0
+    folder = data_dir / "train" / "asian"
+    (folder / "0000.png").rename(folder / "x")
+    (folder / "0001.png").rename(folder / "0000.png")
+    (folder / "x").rename(folder / "0001.png")
+    assert train_here(tiny(max_steps=2)) == 1
+    assert "images of b '4 images, names " in capsys.readouterr().err
 
 
 def test_a_finished_run_says_so_and_more_epochs_go_on(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:

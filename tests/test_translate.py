@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, SMALL, make_folders, run_train
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import Tensor, nn
 
 from config import Config, to_dict
@@ -22,7 +22,8 @@ from generator_model import Generator
 from photos.crops import measure_template
 from photos.faces import find_faces
 from photos.jobs import find_jobs
-from photos.photo import LABEL, open_photo, read_photo, write_photo
+from photos.photo import open_photo
+from photos.picture_file import LABEL, read_picture, write_picture
 from photos.translator import Translator
 from translate import load_translator, main
 from utils import UserError
@@ -151,7 +152,7 @@ def test_every_exif_orientation_gives_the_same_upright_image(orientation: int) -
     exif[0x112] = orientation
     buffer = io.BytesIO()
     stored.save(buffer, "PNG", exif=exif)
-    photo, _ = read_photo(buffer)
+    (photo,) = read_picture(buffer).photos
     translator = Translator(Brighter(), 64, template=TEMPLATE)
     translator.translate([photo])
     assert difference(photo.result, translator(image)).max() == 0
@@ -199,8 +200,7 @@ def test_lossless_files_keep_every_pixel_outside_the_faces(name: str, tmp_path: 
 
 def test_a_jpeg_keeps_its_compression(tmp_path: Path) -> None:
     photograph(1).save(tmp_path / "a.jpg", quality=71, subsampling=1)
-    photo, storage = read_photo(tmp_path / "a.jpg")
-    write_photo(photo, tmp_path / "b.jpg", storage)
+    write_picture(read_picture(tmp_path / "a.jpg"), tmp_path / "b.jpg")
     before, after = Image.open(tmp_path / "a.jpg"), Image.open(tmp_path / "b.jpg")
     assert after.quantization == before.quantization  # type: ignore[attr-defined]
     assert difference(before, after).max() <= 4
@@ -212,11 +212,11 @@ def test_metadata_is_replaced_by_a_label_of_the_change(kind: str, label: bool, t
     exif = Image.Exif()
     exif[0x010F] = "SecretCamera"
     exif.get_ifd(0x8825)[2] = (48.0, 8.0, 15.0)
-    profile = b"not really a colour profile"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     photograph(1).save(tmp_path / "in", kind, exif=exif, icc_profile=profile)
-    photo, storage = read_photo(tmp_path / "in")
-    Translator(Brighter(), 64, template=TEMPLATE).translate([photo])
-    write_photo(photo, tmp_path / "out", storage, label=label)
+    picture = read_picture(tmp_path / "in")
+    Translator(Brighter(), 64, template=TEMPLATE).translate(picture.photos)
+    write_picture(picture, tmp_path / "out", label=label)
     written = Image.open(tmp_path / "out")
     data = (tmp_path / "out").read_bytes()
     assert (LABEL.encode() in data) is label
@@ -228,9 +228,9 @@ def test_metadata_is_replaced_by_a_label_of_the_change(kind: str, label: bool, t
 
 def test_an_unchanged_photograph_has_no_label(tmp_path: Path) -> None:
     photograph(0).save(tmp_path / "in.png")
-    photo, storage = read_photo(tmp_path / "in.png")
-    Translator(Brighter(), 64, template=TEMPLATE).translate([photo])
-    write_photo(photo, tmp_path / "out.png", storage)
+    picture = read_picture(tmp_path / "in.png")
+    Translator(Brighter(), 64, template=TEMPLATE).translate(picture.photos)
+    write_picture(picture, tmp_path / "out.png")
     assert LABEL.encode() not in (tmp_path / "out.png").read_bytes()
 
 

@@ -121,7 +121,7 @@ def test_a_truncated_file_is_an_error_even_in_a_preview(tmp_path: Path) -> None:
 
 def test_images_that_are_too_large_or_too_small_are_errors(tmp_path: Path) -> None:
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
-    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="too large: 12000x12000"):
+    with pytest.raises(ValueError, match="too large: 12000x12000"):
         read_image(tmp_path / "bomb.png")
     make_image(1, (40, 15)).save(tmp_path / "icon.png")
     with pytest.raises(ValueError, match="too small: 40x15 px, under 16 px"):

@@ -12,7 +12,7 @@ import pytest
 from test_translate import TEMPLATE, Brighter, photograph
 
 from photos.faces import Face
-from photos.photo import write_photo
+from photos.picture_file import write_picture
 from photos.translator import Translator
 from photos.video import FaceSmoother, translate_video
 from translate import translate_files
@@ -65,7 +65,7 @@ def contents(path: Path) -> tuple[list[np.ndarray], list[float], list[bytes], An
 def test_only_the_faces_in_a_video_change(name: str, codec: str, sound: str | None, tmp_path: Path) -> None:
     source, target = make_video(tmp_path / name, codec, sound=sound), tmp_path / "out" / name
     translator = Translator(Brighter(), 64, template=TEMPLATE)
-    summary = translate_files(translator, [(source, target)], write=write_photo)
+    summary = translate_files(translator, [(source, target)], write=write_picture)
     assert str(summary) == "translated 1 file, 1 face"
     frames, times, sound_packets, rate = contents(source)
     new_frames, new_times, new_sound_packets, new_rate = contents(target)

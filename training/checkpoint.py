@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import random
 import re
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +17,10 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from config import Config, as_flag, from_dict, to_dict
-from console import reason_of
-from utils import UserError, atomic_write, printable
+from config import NO_LIMIT, Config, OnResume, as_flag, from_dict, knobs_that, to_dict
+from generator_model import MAX_STRENGTH
+from training.torch_file import UnusableFileError, read_torch_file
+from utils import Template, UserError, atomic_write, printable
 
 
 class Entry(NamedTuple):
@@ -55,16 +55,23 @@ ENTRIES = {
 MODEL_ENTRIES = [name for name, entry in ENTRIES.items() if entry.of_model]
 PER_PROCESS_ENTRIES = [name for name, entry in ENTRIES.items() if entry.per_process]
 
-# Knobs that may change when a run is resumed, and knobs that may only grow.
-MAY_DIFFER = {"preset", "runs_dir", "run_name", "num_workers", "log_every_steps", "sample_every_steps", "num_samples",
-              "checkpoint_every_steps", "keep_checkpoints", "keep_every_epochs", "evaluate_every_epochs",
-              "max_steps", "recompute", "init_from"}  # fmt: skip
-MAY_GROW = {"num_epochs", "num_decay_epochs"}
+MAX_POSITION = 10  # Landmarks of a template are closer to its corner than this many sides of the image.
+MAX_SCORE = 2.0  # Scores lie between -1 and 1, apart from rounding.
+MT_WORDS = 624  # The state of NumPy's global generator has this many words.
 _STEP = re.compile(r"step_(\d+)\.pt")
 
 
 class CheckpointError(UserError):
     """A file that cannot be used as a checkpoint, and why."""
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """CheckpointError that starts with the file's name, in place of an UnusableFileError inside the block."""
+    try:
+        yield
+    except UnusableFileError as error:
+        raise CheckpointError(f"{printable(path)} {error}") from error
 
 
 @contextmanager
@@ -142,27 +149,18 @@ def checkpoint_step(path: Path) -> int:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The verified content of a checkpoint file, on the CPU.
-
-    Nothing in the file is executed: `weights_only` refuses any pickle that holds more than tensors and plain values.
+    """The verified content of a checkpoint file, on the CPU; nothing in the file is executed.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a checkpoint of this program.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"there is no file {printable(path)}")
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not verify the checksums
-            damaged = archive.testzip()
-        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile or broken file can make the unpickler raise anything
-        reason = "it holds more than tensors and plain values" if "weights_only" in str(error) else reason_of(error)
-        raise CheckpointError(f"{printable(path)} is not a checkpoint: {reason}") from error
-    if damaged:
-        raise CheckpointError(f"{printable(path)} is damaged: wrong checksum in {damaged}")
-    required = {name for name, entry in ENTRIES.items() if entry.required}
-    if not isinstance(state, dict) or not state.keys() >= required:
-        raise CheckpointError(f"{printable(path)} is not a checkpoint of this program (try import_weights.py)")
+    with naming(path):
+        state = read_torch_file(path)
+        required = {name for name, entry in ENTRIES.items() if entry.required}
+        if not isinstance(state, dict) or not state.keys() >= required:
+            raise UnusableFileError("is not a checkpoint of this program (try import_weights.py)")
     return state
 
 
@@ -180,26 +178,87 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Checkpo
 def check_resumable(saved: dict[str, Any], config: Config, data: dict[str, str]) -> None:
     """UserError that names every difference, unless a run with these values may resume from the checkpoint `saved`."""
     old, new = to_dict(saved_config(saved)), to_dict(config)
-    free = MAY_DIFFER | {name for name in MAY_GROW if new[name] >= old[name]}
+    free = knobs_that(OnResume.MAY_DIFFER) | {name for name in knobs_that(OnResume.MAY_GROW) if new[name] >= old[name]}
     changes = [(name, old[name], new[name]) for name in old if name not in free and old[name] != new[name]]
-    changes += [(f"images of {x}", saved["data"][x], data[x]) for x in data if saved["data"][x] != data[x]]
-    if changes:
-        listed = ", ".join(f"{name} {before!r} -> {now!r}" for name, before, now in changes)
-        newer = " ".join(as_flag(name, before) for name, before, _ in changes if name not in saved["config"])
-        remedy = f", and add what an earlier version had: {newer}" if newer else ""
-        raise UserError(
-            f"this run was started with other settings: {listed}\n"
-            f"to resume it repeat the command that started it{remedy}\n"
-            "to start afresh choose another --run-name"
-        )
+    images = [
+        (f"images of {x}", saved["data"][x], data[x]) for x in data if not is_same_data(saved["data"][x], data[x])
+    ]
+    if not changes and not images:
+        return
+    listed = ", ".join(f"{name} {before!r} -> {now!r}" for name, before, now in changes + images)
+    newer = " ".join(as_flag(name, before) for name, before, _ in changes if name not in saved["config"])
+    remedy = f", and add what an earlier version had: {newer}" if newer else ""
+    files = "\nput back the images with which it started, or train on with the new ones from its networks: --init-from"
+    raise UserError(
+        f"this run was started with other settings: {listed}\n"
+        f"to resume it repeat the command that started it{remedy}\n"
+        f"to start afresh choose another --run-name{files if images else ''}"
+    )
+
+
+def is_same_data(saved: str, now: str) -> bool:
+    """Whether two fingerprints are of the same images. An earlier version's are the start of today's."""
+    return saved == now or now.startswith(f"{saved}, ")
 
 
 def saved_config(saved: dict[str, Any]) -> Config:
     """The configuration in a checkpoint; CheckpointError where this version of the program cannot use it."""
     try:
         return from_dict(saved["config"])
-    except (ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # the values can be anything that a pickle may hold
         raise CheckpointError(f"this version cannot use the checkpoint's configuration: {error}") from error
+
+
+# --- Checking what was read: each raises UnusableFileError
+
+
+def checked_step(step: Any) -> int:
+    """The number of finished steps."""
+    if type(step) is not int or not 0 <= step <= NO_LIMIT:
+        raise UnusableFileError(f"has an invalid number of steps: {str(step)[:80]}")
+    return step
+
+
+def checked_score(score: Any) -> float | None:
+    """The best score so far, or None."""
+    if score is not None and not (_is_number(score) and abs(score) <= MAX_SCORE):  # False for NaN, too
+        raise UnusableFileError(f"has an invalid best_score: {str(score)[:80]}")
+    return score if score is None else float(score)
+
+
+def checked_template(template: Any) -> Template | None:
+    """A template, five different positions in an image, or None."""
+    if template is None:
+        return None
+    try:
+        landmarks = tuple((float(x), float(y)) for x, y in template)
+    except Exception:  # the template can be anything
+        landmarks = ()
+    in_reach = all(abs(x) < MAX_POSITION and abs(y) < MAX_POSITION for x, y in landmarks)  # False for NaN, too
+    if len(landmarks) != 5 or len(set(landmarks)) != 5 or not in_reach:
+        raise UnusableFileError(f"has an invalid face template: {str(template)[:200]}")
+    return landmarks
+
+
+def checked_strength(strength: Any) -> dict[str, float]:
+    """Strengths by direction, "ab" and "ba", between 0 and MAX_STRENGTH; none where nobody has measured them."""
+    if strength is None:
+        return {}
+    values = dict(strength) if isinstance(strength, Mapping) else {"": strength}
+    for direction, value in values.items():
+        if direction not in ("ab", "ba") or not _is_number(value) or not 0 <= value <= MAX_STRENGTH:
+            raise UnusableFileError(
+                f"has an invalid strength: the strength must be a number between 0 and {MAX_STRENGTH:g} for each of "
+                f"ab and ba, got {str(strength)[:200]}"
+            )
+    return {direction: float(values[direction]) for direction in ("ab", "ba") if direction in values}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# --- Random generators
 
 
 def random_state() -> dict[str, Any]:
@@ -216,9 +275,11 @@ def random_state() -> dict[str, Any]:
 
 def restore_random_state(state: dict[str, Any]) -> None:
     """Set all global generators back to `state`; states of GPUs that are no longer available are ignored."""
-    name, keys, *rest = state["numpy"]
+    name, keys, position, *rest = state["numpy"]
+    if not 0 <= position <= MT_WORDS:  # NumPy does not check it
+        raise UnusableFileError(f"has an invalid state of NumPy's generator: position {position}")
     random.setstate(state["python"])
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, *rest))
     torch.set_rng_state(state["torch"])
     for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(cuda_state, index)

@@ -15,8 +15,9 @@ from config import Config
 from discriminator_model import Discriminator
 from generator_model import Generator
 from training import distributed
-from training.checkpoint import MODEL_ENTRIES
+from training.checkpoint import MODEL_ENTRIES, CheckpointError
 from training.losses import ImagePool
+from training.torch_file import UnusableFileError, check_finite, fitting_tensors, plain_tensors
 from utils import fast_layout
 
 BETA2 = 0.999  # Adam's decay rate of the squared gradient's mean, as in the paper's code.
@@ -36,7 +37,7 @@ class CycleGAN:
     """
 
     def __init__(self, config: Config, device: torch.device, *, amp: bool = False) -> None:
-        self.device, self.amp = device, amp
+        self.device, self.amp, self.image_side = device, amp, config.image_size
         self.disc_rate = (config.disc_learning_rate or config.learning_rate) / config.learning_rate
         self.gen_ab, self.gen_ba = (self._place(Generator(**config.generator), config) for _ in range(2))
         self.disc_a, self.disc_b = (self._place(Discriminator(**config.discriminator), config) for _ in range(2))
@@ -77,9 +78,15 @@ class CycleGAN:
             torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
 
     def start_from(self, networks: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Load trained networks, state dicts by name such as "gen_ab"; the averages start from the generators."""
+        """Load trained networks, state dicts by name such as "gen_ab"; the averages start from the generators.
+
+        CheckpointError where one does not fit or is not finite.
+        """
         for name, state in networks.items():
-            getattr(self, name).load_state_dict(state)
+            try:
+                load_network(getattr(self, name), state, name=name)
+            except UnusableFileError as error:
+                raise CheckpointError(f"the file of --init-from {error}") from error
         for average, network in ((self.ema_gen_ab, self.gen_ab), (self.ema_gen_ba, self.gen_ba)):
             average.load_state_dict(network.state_dict())
 
@@ -87,10 +94,15 @@ class CycleGAN:
         return {name: getattr(self, name).state_dict() for name in MODEL_ENTRIES}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the entries of a checkpoint; an exception, often UnusableFileError, where they cannot be used."""
         for name in MODEL_ENTRIES:
-            getattr(self, name).load_state_dict(state[name])
-        for optimizer in (self.opt_gen, self.opt_disc):
-            _match_memory_format(optimizer)
+            own = getattr(self, name)
+            if isinstance(own, nn.Module):
+                load_network(own, state[name], name=name)
+            elif isinstance(own, ImagePool):
+                load_pool(own, state[name], side=self.image_side, name=name)
+            else:
+                load_adam(own, state[name], name=name)
 
 
 def build_adam(networks: Sequence[nn.Module], config: Config) -> torch.optim.Adam:
@@ -99,12 +111,45 @@ def build_adam(networks: Sequence[nn.Module], config: Config) -> torch.optim.Ada
     return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, BETA2), fused=True)
 
 
-def _match_memory_format(optimizer: torch.optim.Adam) -> None:
-    """Bring loaded moments into the memory format of their weights, which a fused optimiser assumes."""
-    for weights, state in optimizer.state.items():
-        for name, value in state.items():
-            if value.shape == weights.shape:  # not the step count
-                state[name] = torch.empty_like(weights).copy_(value)
+def load_network(network: nn.Module, state: Any, *, name: str) -> None:
+    """Load a network's weights; UnusableFileError unless they fit and are finite."""
+    tensors = fitting_tensors(network, state, name=name)
+    check_finite(tensors, name=name)
+    network.load_state_dict(tensors)
+
+
+def load_adam(optimizer: torch.optim.Adam, saved: dict[str, Any], *, name: str) -> None:
+    """Load an optimiser's moments; UnusableFileError unless they fit its weights and are finite.
+
+    Its settings stay those of the configuration. The moments get the memory format of their weights, which a fused
+    optimiser assumes.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, entries in saved["state"].items():
+        moments = plain_tensors(entries)
+        shape = weights[index].shape if type(index) is int and 0 <= index < len(weights) else None
+        if {key: moment.shape for key, moment in moments.items()} != {
+            "step": (),
+            "exp_avg": shape,
+            "exp_avg_sq": shape,
+        }:
+            raise UnusableFileError(f"holds moments in {name} that do not fit the networks")
+        check_finite(moments, name=name)
+    settings = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": settings})
+    for weight, state in optimizer.state.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = torch.empty_like(weight).copy_(state[key])
+
+
+def load_pool(pool: ImagePool, saved: dict[str, Any], *, side: int, name: str) -> None:
+    """Load an image pool; UnusableFileError unless it holds at most its size of finite images."""
+    images = {str(number): image for number, image in enumerate(saved["images"])}
+    if images:
+        check_finite(plain_tensors(images), name=name)
+    if len(images) > pool.size or any(image.shape != (3, side, side) for image in images.values()):
+        raise UnusableFileError(f"holds other images in {name} than its configuration describes")
+    pool.load_state_dict(saved)
 
 
 def backward(loss: Tensor) -> None:
@@ -118,7 +163,7 @@ def step_optimizer(
     """Take one step along the gradients that the weights hold; all processes take the same one.
 
     Gradients and losses are averaged over the processes. Where the loss or its gradient is not finite the step is
-    skipped: checking on the host would make the program wait for the GPU in every step.
+    skipped, by the optimiser itself: checking on the host would make the program wait for the GPU in every step.
 
     Args:
         optimizer: a fused optimiser.
@@ -134,7 +179,14 @@ def step_optimizer(
     distributed.average([*gradients, values])
     norm = get_total_norm(gradients)
     # A fused optimiser skips the step where this is 1, as it does for torch.amp.GradScaler.
-    optimizer.found_inf = (~torch.isfinite(values[0] + norm)).float()  # type: ignore[attr-defined]
-    optimizer.step()
+    found_inf = (~torch.isfinite(values[0] + norm)).float()
+    optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+    if not (ignores_found_inf(found_inf.device) and found_inf.item()):
+        optimizer.step()
     reported = {f"loss/{key}": value for key, value in zip([name, *terms], values.unbind(), strict=True)}
     return reported | {f"grad_norm/{name}": norm}
+
+
+def ignores_found_inf(device: torch.device) -> bool:
+    """Whether fused optimisers take a step along NaN there, as on Apple's GPU (pytorch/pytorch#186360)."""
+    return device.type == "mps"

@@ -19,6 +19,7 @@ from console import memory_advice, reason_of
 from training import checkpoint, distributed
 from training.checkpoint import PER_PROCESS_ENTRIES
 from training.model import CycleGAN
+from training.torch_file import UnusableFileError
 from utils import Template, UserError, atomic_write, pick_device, printable, seed_everything
 
 R1_INTERVAL = 8  # The gradient penalty applies in each 8th step and counts for all of them (Karras et al. 2020).
@@ -134,21 +135,20 @@ class Run:
         try:
             checkpoint.check_resumable(saved, self.config, self.data)
             saved = saved | _state_of_this_process(saved)
+            self.step = checkpoint.checked_step(saved["step"])
+            self.template = checkpoint.checked_template(saved.get("template"))
+            self.strength = checkpoint.checked_strength(saved.get("strength")) or None
+            self.best_score = checkpoint.checked_score(saved.get("best_score"))
             model.load_state_dict(saved)
             checkpoint.restore_random_state(saved["random"])
-            self.step = int(saved["step"])
-            self.template = saved.get("template")
-            self.strength = saved.get("strength")
-            self.best_score = None if saved.get("best_score") is None else float(saved["best_score"])
-            if self.step < 0:
-                raise IndexError(f"a negative step: {self.step}")
-        except UserError:
+        except (UserError, torch.OutOfMemoryError):
             raise
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            folder = printable(self.folder / "checkpoints")
+        except Exception as error:  # the entries can be anything that a file may hold
+            is_known = isinstance(error, UnusableFileError)
+            reason = str(error) if is_known else f"is not one of this program: {reason_of(error)}"
             raise UserError(
-                f"the newest checkpoint in {folder} is not one of this program: {reason_of(error)}\n"
-                "start afresh with another --run-name"
+                f"the newest whole checkpoint in {printable(self.folder / 'checkpoints')} {reason}\n"
+                "delete it to resume from the one before, or start afresh with another --run-name"
             ) from error
 
     # --- Saving
@@ -252,6 +252,8 @@ def explained_failures() -> Iterator[None]:
                 f"another process has ended or cannot be reached: {str(error).splitlines()[0]}\n"
                 "the newest checkpoint is whole: fix that and run the same command again"
             ) from error
+        if "can't allocate memory" in str(error):
+            raise UserError("the memory is full: try --recompute, or lower --batch-size or --image-size") from error
         if "DataLoader worker" in str(error):
             raise UserError(f"{error}\nis the memory full? lower --num-workers or --batch-size") from error
         raise

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -19,6 +21,7 @@ from config import to_dict
 from console import count
 from training import distributed
 from training.health import WINDOW, Symptom, symptoms_in_images, symptoms_in_losses
+from training.metrics_file import append_row, drop_rows_after
 from training.model import CycleGAN
 from training.run import Run
 from utils import atomic_write, image_grid, printable, quantize, tensor_to_image
@@ -45,9 +48,16 @@ class RunLog:
         self.sums: dict[str, Tensor] = {}  # the sums of all scalars since the last row
         self.num_summed = 0  # how many steps these sums cover
         self.last_write = time.perf_counter()
-        self.tensorboard = SummaryWriter(str(run.folder), purge_step=run.step + 1)
-        self.tensorboard.add_text("config", f"```json\n{json.dumps(to_dict(config), indent=2)}\n```", run.step)
-        self._drop_metrics_after(run.step)
+        self.around = ExitStack()
+        self.around.enter_context(_quiet_writers())
+        self.tensorboard: SummaryWriter | None = None
+        try:
+            self.tensorboard = SummaryWriter(str(run.folder), purge_step=run.step + 1)
+        except OSError as error:
+            self._give_up_tensorboard(error)
+        text = f"```json\n{json.dumps(to_dict(config), indent=2)}\n```"
+        self._to_tensorboard(lambda board: board.add_text("config", text, run.step))
+        self._say_kept(drop_rows_after(self.run_dir / "metrics.csv", run.step))
         self.bar = tqdm(total=run.num_steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True)
 
     def __enter__(self) -> RunLog:
@@ -55,7 +65,8 @@ class RunLog:
 
     def __exit__(self, *exception: object) -> None:
         self.bar.close()
-        self.tensorboard.close()
+        self._to_tensorboard(lambda board: board.close())
+        self.around.close()
 
     def collect(self, values: dict[str, Tensor]) -> None:
         """Add one step's scalars, tensors on any device, to the means that the next `write` reports."""
@@ -79,10 +90,9 @@ class RunLog:
         row["images_per_second"] = self.images_per_step * self.num_summed / seconds
         self.sums = {}
         self.num_summed = 0
-        for name, value in row.items():
-            self.tensorboard.add_scalar(name, value, step)
-        self.tensorboard.flush()
-        self._append_metrics({"step": step, **row})
+        self._add_scalars(row, step)
+        self._to_tensorboard(lambda board: board.flush())
+        self._say_kept(append_row(self.run_dir / "metrics.csv", {"step": step, **row}))
         self._report_progress(step, row)
         self.newest_rows.append(row)
         self._warn(step, symptoms_in_losses(list(self.newest_rows)))
@@ -107,13 +117,12 @@ class RunLog:
         path = self.run_dir / "samples" / f"step_{step:08d}.png"
         with atomic_write(path) as file:
             tensor_to_image(grid).save(file, "PNG")
-        self.tensorboard.add_image("samples", quantize(grid), step)
+        self._to_tensorboard(lambda board: board.add_image("samples", quantize(grid), step))
         return path
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Log measures on held-out images, by name, to TensorBoard and as a line on the terminal."""
-        for name, value in values.items():
-            self.tensorboard.add_scalar(f"evaluation/{name}", value, step)
+        self._add_scalars({f"evaluation/{name}": value for name, value in values.items()}, step)
         self.say(f"evaluation after step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
 
     def _warn(self, step: int, symptoms: Iterable[Symptom]) -> None:
@@ -122,7 +131,9 @@ class RunLog:
             if symptom.name not in self.warned:
                 self.warned.add(symptom.name)
                 self.say(f"{symptom} (step {step})")
-                self.tensorboard.add_text("health", str(symptom), step)
+                self._to_tensorboard(
+                    partial(SummaryWriter.add_text, tag="health", text_string=str(symptom), global_step=step)
+                )
 
     def say(self, text: str) -> None:
         """Print a line of text, above the progress bar if there is one."""
@@ -143,29 +154,48 @@ class RunLog:
             remaining = tqdm.format_interval((self.num_steps - step) * self.images_per_step / speed)
             self.say(f"step {step}/{self.num_steps}  epoch {epoch}  {losses}  {speed:.1f} images/s  {remaining} left")
 
-    def _append_metrics(self, row: dict[str, float]) -> None:
-        """Append a row to metrics.csv, below a header if the file is new."""
-        path = self.run_dir / "metrics.csv"
-        is_new = not path.exists()
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+    def _add_scalars(self, values: dict[str, float], step: int) -> None:
+        """Add scalars, by name, to TensorBoard's file."""
+        for name, value in values.items():
+            self._to_tensorboard(partial(SummaryWriter.add_scalar, tag=name, scalar_value=value, global_step=step))
 
-    def _drop_metrics_after(self, step: int) -> None:
-        """Delete the rows after `step`, which a resumed run writes again, and all lines that are not whole rows."""
-        path = self.run_dir / "metrics.csv"
-        if not path.exists():
-            return
-        header, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
-        rows = [line for line in lines if line.endswith("\n") and line.split(",")[0].isdecimal()]
-        kept = [line for line in rows if int(line.split(",")[0]) <= step]
+    def _say_kept(self, kept: Path | None) -> None:
+        """Say where a metrics.csv is kept that another program has changed."""
         if kept:
-            with atomic_write(path) as file:
-                file.write_text(header + "".join(kept), encoding="utf-8")
-        else:
-            path.unlink()
+            self.say(f"metrics.csv holds more than this program has written: it is kept as {printable(kept)}")
+
+    def _to_tensorboard(self, add: Callable[[SummaryWriter], object]) -> None:
+        """Add something to TensorBoard's file; where that fails, say so once, and go on without it.
+
+        A thread of its own writes the file, so that an error appears in a later call.
+        """
+        if self.tensorboard is None:
+            return
+        try:
+            add(self.tensorboard)
+        except OSError as error:
+            self._give_up_tensorboard(error)
+
+    def _give_up_tensorboard(self, error: OSError) -> None:
+        self.tensorboard = None
+        self.say(f"warning: TensorBoard's file cannot be written ({error}); training goes on without it")
+
+
+@contextmanager
+def _quiet_writers() -> Iterator[None]:
+    """Print no traceback when TensorBoard's thread cannot write: `RunLog` reports the same error in the next call."""
+    previous = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        is_writer = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (is_writer and isinstance(arguments.exc_value, OSError)):
+            previous(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
 
 
 def open_log(run: Run, model: CycleGAN, *, num_images: tuple[int, int], domains: tuple[str, str]) -> RunLog | None:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from config import PRESETS, Config
 from generator_model import Generator, Padding
+from training.torch_file import UnusableFileError
 from utils import printable
-from weights.foreign_pickle import ForeignFileError, read_file, tensors_of
+from weights.foreign_pickle import read_file, tensors_of
 from weights.load import Direction
 
 # The generators in a checkpoint of the original project that holds both, by name in lower case.
@@ -78,19 +79,19 @@ def generators_in(
         Tensors by the names of their layers, for each direction that the file holds.
 
     Raises:
-        ForeignFileError: the file is damaged or malicious, does not hold a generator, or needs a direction.
+        UnusableFileError: the file is damaged or malicious, does not hold a generator, or needs a direction.
     """
     content = read_file(path)
     found: dict[Direction, object]
     if isinstance(content, dict) and isinstance(content.get("models"), dict):
         if given_by_user:
-            raise ForeignFileError("records which generator is which; leave out --direction")
+            raise UnusableFileError("records which generator is which; leave out --direction")
         models = {str(name).lower(): model for name, model in content["models"].items()}
         found = {way: models[name] for name, way in GENERATORS_IN_ONE.items() if name in models}
         if not found:
-            raise ForeignFileError(f"holds neither gen_Asian nor gen_European, only {shortened(models)}")
+            raise UnusableFileError(f"holds neither gen_Asian nor gen_European, only {shortened(models)}")
     elif direction is None:
-        raise ForeignFileError(
+        raise UnusableFileError(
             "has a name that does not say which way it translates\n"
             "add --direction ab if it turns domain a into b (european into asian), otherwise --direction ba"
         )
@@ -98,7 +99,7 @@ def generators_in(
         found = {direction: content["state_dict"]}
     else:
         found = {direction: content}
-    return {way: tensors_of(network, path.stat().st_size) for way, network in found.items()}
+    return {way: tensors_of(network) for way, network in found.items()}
 
 
 def convert(tensors: dict[str, Tensor], *, image_size: int | None, norm_first: bool) -> Network:
@@ -110,11 +111,11 @@ def convert(tensors: dict[str, Tensor], *, image_size: int | None, norm_first: b
         norm_first: False for the tutorial's early version, which has no norm after the first layer.
 
     Raises:
-        ForeignFileError: the generator is not a supported one, or its weights are not finite.
+        UnusableFileError: the generator is not a supported one, or its weights are not finite.
     """
     layout, num_residuals, layers = recognise(tensors)
     if not norm_first and layout is not TUTORIAL:
-        raise ForeignFileError(f"comes from {layout.title}; --no-norm-first is only for files of the tutorial")
+        raise UnusableFileError(f"comes from {layout.title}; --no-norm-first is only for files of the tutorial")
     if layout is REFERENCE:  # the reference implementation's own loader drops these entries, too
         tensors = {key: tensor for key, tensor in tensors.items() if not RUNNING_STATISTICS.fullmatch(key)}
     names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
@@ -132,7 +133,7 @@ def convert(tensors: dict[str, Tensor], *, image_size: int | None, norm_first: b
             norm_first=layout.norm_first and norm_first,
         )
     except ValueError as error:
-        raise ForeignFileError(f"cannot be converted: {error}") from error
+        raise UnusableFileError(f"cannot be converted: {error}") from error
     with torch.device("meta"):  # tensors on this device have shapes but take no memory
         ours = Generator(**config.generator).state_dict()
     weights = {key: checked_copy(tensors[name], parameter.shape, name=name)
@@ -147,7 +148,7 @@ def recognise(tensors: Mapping[str, Tensor]) -> tuple[Layout, int, list[str]]:
         The layout, the number of residual blocks, and the names of the layers from the input to the output.
 
     Raises:
-        ForeignFileError: the names do not belong to a supported generator.
+        UnusableFileError: the names do not belong to a supported generator.
     """
     for layout in (ORIGIN, REFERENCE, TUTORIAL):
         n = len({match[1] for key in tensors if (match := re.match(layout.block, key))})
@@ -162,40 +163,40 @@ def recognise(tensors: Mapping[str, Tensor]) -> tuple[Layout, int, list[str]]:
             down, up = ([f"{part}_blocks.{i}.conv.0" for i in (0, 1)] for part in ("down", "up"))
             return layout, n, ["initial.0", *down, *blocks, *up, "last"]
     if any(key.startswith("model.model.") for key in tensors):
-        raise ForeignFileError("holds a U-Net; only ResNet generators (resnet_*) can be imported")
-    raise ForeignFileError(
+        raise UnusableFileError("holds a U-Net; only ResNet generators (resnet_*) can be imported")
+    raise UnusableFileError(
         f"does not hold a supported CycleGAN generator; its layers are {shortened(tensors)}\n"
         "generators of the original project, the reference implementation and the tutorial can be imported"
     )
 
 
 def check_names(tensors: Mapping[str, Tensor], expected: Sequence[str]) -> None:
-    """Raise ForeignFileError unless the tensors have exactly the expected names."""
+    """Raise UnusableFileError unless the tensors have exactly the expected names."""
     unknown, missing = ({*tensors} - {*expected}), ({*expected} - {*tensors})
     if any(tensors[key].ndim == 1 and key.endswith(".weight") for key in unknown):
-        raise ForeignFileError(
+        raise UnusableFileError(
             f"was trained with batch norm or another norm that has weights: {shortened(unknown)}\n"
             "only instance norm without weights can be imported (the reference implementation's --norm instance)"
         )
     if unknown or missing:
-        raise ForeignFileError(
+        raise UnusableFileError(
             "holds a generator whose layers differ from those of the published one\n"
             f"missing: {shortened(missing) or 'none'}; unknown: {shortened(unknown) or 'none'}"
         )
 
 
 def checked_copy(tensor: Tensor, shape: torch.Size, *, name: str) -> Tensor:
-    """A contiguous float32 copy of a tensor; ForeignFileError unless it has this shape and finite real values."""
+    """A contiguous float32 copy of a tensor; UnusableFileError unless it has this shape and finite real values."""
     if tensor.shape != shape:
-        raise ForeignFileError(
+        raise UnusableFileError(
             f"differs from the published network: {name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}\n"
             "only generators that turn RGB images (3 channels) into RGB images can be imported"
         )
     if not tensor.is_floating_point():
-        raise ForeignFileError(f"stores {name} as {tensor.dtype}, expected floating-point numbers")
+        raise UnusableFileError(f"stores {name} as {tensor.dtype}, expected floating-point numbers")
     copy = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     if not torch.isfinite(copy).all():
-        raise ForeignFileError(
+        raise UnusableFileError(
             f"has values in {name} that are not finite: its training diverged; import another checkpoint"
         )
     return copy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,19 +11,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from config import Config, as_flag, from_dict, to_dict
-from console import reason_of
-from generator_model import MAX_STRENGTH, Generator
-from training.checkpoint import CheckpointError, list_checkpoints, newest_checkpoint, read_checkpoint, saved_config
+from config import Config, as_flag, to_dict
+from generator_model import Generator
+from training.checkpoint import (
+    CheckpointError,
+    checked_strength,
+    checked_template,
+    list_checkpoints,
+    naming,
+    newest_checkpoint,
+    read_checkpoint,
+    saved_config,
+)
+from training.torch_file import UnusableFileError, fitting_tensors, kind_of
 from utils import Template, UserError, atomic_write, printable
-from weights.safetensors_file import read_generators, write_generators
+from weights.safetensors_file import Content, read_generators, write_generators
 
 Direction = Literal["ab", "ba"]
 DIRECTIONS: tuple[Direction, ...] = ("ab", "ba")  # From domain a to b, and from b to a.
 OTHER: dict[Direction, Direction] = {"ab": "ba", "ba": "ab"}
 BUNDLED_WEIGHTS = Path(__file__).parents[1] / "assets" / "weights_rendered_128.safetensors"
 FREE_KNOBS = {"init_std", "recompute"}  # Networks that differ in these knobs alone have weights of the same meaning.
-MAX_POSITION = 10  # Landmarks of a template are closer to its corner than this many sides of the image.
+MAX_NAMED = 8  # A message names at most this many runs.
 
 
 @dataclass(frozen=True)
@@ -69,21 +78,56 @@ def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
     """Read trained generators.
 
     Args:
-        path: a run's folder, of which the newest intact checkpoint is read; a checkpoint; or a .safetensors file that
-            `export_weights` or import_weights.py wrote.
+        path: a checkpoint; a .safetensors file that `export_weights` or import_weights.py wrote; or a folder, see
+            `find_weights`.
         ema: load the moving averages of the weights. If False, load the raw weights, which only checkpoints hold.
 
     Raises:
         UserError: the file does not exist, is damaged, or comes from another program or architecture.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        if not ema:
-            raise UserError(f"{printable(path)} holds only the averaged weights; give a checkpoint for the raw ones")
-        config, states, template, strength = _read_safetensors(path)
-        generators = {d: _build(config, state, path, f"gen_{d}") for d, state in states.items()}
-        return Weights(path, generators, config, _checked_template(template, path), _checked_strength(strength, path))
-    return _weights_in(_read_run_or_checkpoint(path), path, ema=ema)
+    saved = _read(path)
+    if isinstance(saved, Content) and not ema:
+        raise UserError(f"{printable(path)} holds only the averaged weights; give a checkpoint for the raw ones")
+    return _weights_in(saved, path, ema=ema)
+
+
+def find_weights(path: Path) -> Path:
+    """The file, or the folder with checkpoints, that a path to trained weights means.
+
+    A folder may be a run's folder, for its folder checkpoints or, without that, best; one of these two; or a folder
+    in which there is one run or one .safetensors file.
+
+    Raises:
+        CheckpointError: there is nothing of that name, or no such weights in it, or several; it names those there are.
+    """
+    if not path.exists():
+        known = runs_in(path.parent) or runs_in(Path(Config.runs_dir))
+        hint = f"; there are {_listed(known)}" if known else ""
+        raise CheckpointError(f"there is no file or folder {printable(path)}{hint}")
+    if not path.is_dir():
+        return path
+    for folder in (path / "checkpoints", path, path / "best"):
+        if list_checkpoints(folder):
+            return folder
+    found = [*runs_in(path), *sorted(path.glob("*.safetensors"))]
+    if len(found) == 1:
+        return find_weights(found[0])
+    if found:
+        raise CheckpointError(f"{printable(path)} holds several trained weights: give one of {_listed(found)}")
+    raise CheckpointError(f"no checkpoint in {printable(path / 'checkpoints')}, and none in {printable(path)} itself")
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of runs with checkpoints in a folder and in its subfolders, sorted."""
+    files = [*folder.glob("*/checkpoints/step_*.pt"), *folder.glob("*/*/checkpoints/step_*.pt")]
+    return sorted({file.parent.parent for file in files})
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    """Paths as text for one line, the first few where there are many."""
+    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+    return ", ".join(printable(path) for path in paths[:MAX_NAMED]) + more
 
 
 def default_weights(runs_dir: Path = Path(Config.runs_dir)) -> Path:
@@ -108,7 +152,7 @@ def export_weights(
     """Write the averaged weights of both generators to a .safetensors file.
 
     Args:
-        source: a run's folder or a checkpoint, as for `load_weights`.
+        source: a checkpoint or a folder with some, as for `load_weights`.
         target: the .safetensors file, which is replaced only when the new one is complete.
         strength: the best strength of each direction, 0 to 3, which translate.py then uses; None keeps the source's.
         half: store 16 bits a number instead of 32; translations change by less than a grey level.
@@ -116,14 +160,20 @@ def export_weights(
     Raises:
         UserError: `source` cannot be loaded, `target` cannot be written, or a strength is out of range.
     """
-    saved = _read_run_or_checkpoint(Path(source))
-    strengths = _checked_strength(saved.get("strength") if strength is None else strength, Path(source))
-    generators = {f"gen_{direction}": saved[f"ema_gen_{direction}"] for direction in DIRECTIONS}
+    saved = _read(Path(source))
+    if isinstance(saved, Content):
+        raise UserError(f"{printable(source)} is a .safetensors file already; give a run or a checkpoint")
+    weights = _weights_in(saved, Path(source))
+    strengths: Mapping[Any, float] = weights.strengths
+    if strength is not None:
+        with naming(source):
+            strengths = checked_strength(strength)
+    generators = {f"gen_{direction}": weights.generators[direction].state_dict() for direction in DIRECTIONS}
     if half:
         generators = {name: {key: x.half() for key, x in state.items()} for name, state in generators.items()}
     with atomic_write(Path(target)) as temporary:
-        write_generators(temporary, generators, config=to_dict(_config_in(saved, Path(source))),
-                         template=saved.get("template"), strength=strengths or None)  # fmt: skip
+        write_generators(temporary, generators, config=to_dict(weights.config), template=weights.template,
+                         strength=strengths or None)  # fmt: skip
 
 
 def load_networks(path: str | os.PathLike[str], config: Config) -> dict[str, dict[str, Tensor]]:
@@ -141,8 +191,8 @@ def load_networks(path: str | os.PathLike[str], config: Config) -> dict[str, dic
         UserError: as for `load_weights`; a direction is missing; or the generators are of another kind.
     """
     path = Path(path)
-    saved = None if path.suffix == ".safetensors" else _read_run_or_checkpoint(path)
-    weights = load_weights(path) if saved is None else _weights_in(saved, path)
+    saved = _read(path)
+    weights = _weights_in(saved, path)
     networks = {f"gen_{direction}": weights.generator(direction).state_dict() for direction in DIRECTIONS}
     theirs, ours = weights.config.generator, config.generator
     differences = {knob: theirs[knob] for knob in ours if knob not in FREE_KNOBS and theirs[knob] != ours[knob]}
@@ -151,27 +201,47 @@ def load_networks(path: str | os.PathLike[str], config: Config) -> dict[str, dic
         raise UserError(f"{printable(path)} holds generators of another kind; to start from them, add\n{flags}")
     theirs, ours = weights.config.discriminator, config.discriminator
     is_same_kind = all(theirs[knob] == ours[knob] for knob in ours if knob not in FREE_KNOBS)
-    if is_same_kind and saved is not None:
+    if is_same_kind and not isinstance(saved, Content):
         networks |= {name: saved[name] for name in ("disc_a", "disc_b")}
     return networks
 
 
-def _weights_in(saved: dict[str, Any], path: Path, *, ema: bool = True) -> Weights:
-    """The trained generators in a checkpoint that was read from `path`."""
-    prefix = "ema_gen_" if ema else "gen_"
-    config = _config_in(saved, path)
-    generators = {d: _build(config, saved[prefix + d], path, f"gen_{d}") for d in DIRECTIONS}
-    template, strength = _checked_template(saved.get("template"), path), _checked_strength(saved.get("strength"), path)
-    return Weights(path, generators, config, template, strength)
+def _read(path: Path) -> dict[str, Any] | Content:
+    """Read a checkpoint, the newest intact one of a folder, or a .safetensors file, which its content tells apart."""
+    place = find_weights(path)
+    if not place.is_dir():
+        with naming(place):
+            return read_generators(place) if kind_of(place) == "safetensors" else read_checkpoint(place)
+    saved, broken = newest_checkpoint(place)
+    if saved is None:
+        raise CheckpointError(str(broken[0]))
+    return saved
 
 
-def _build(config: Config, state: dict[str, Tensor], path: Path, name: str) -> Generator:
-    """Build the generator that the configuration describes, and load its weights."""
-    generator = Generator(**config.generator)
-    try:
-        generator.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{printable(path)} is damaged: {name} does not fit its configuration") from error
+def _weights_in(saved: dict[str, Any] | Content, path: Path, *, ema: bool = True) -> Weights:
+    """The trained generators in what was read from `path`."""
+    with naming(path):
+        if isinstance(saved, Content):
+            config, template, strength = _config_in({"config": saved.config}, path), saved.template, saved.strength
+            states = {d: saved.generators[f"gen_{d}"] for d in DIRECTIONS if f"gen_{d}" in saved.generators}
+            if not states:
+                raise UnusableFileError("does not hold a generator")
+        else:
+            config, template, strength = _config_in(saved, path), saved.get("template"), saved.get("strength")
+            states = {d: saved[f"ema_gen_{d}" if ema else f"gen_{d}"] for d in DIRECTIONS}
+        generators = {d: _build(config, state, f"gen_{d}") for d, state in states.items()}
+        strengths: dict[Any, float] = checked_strength(strength)
+        return Weights(path, generators, config, checked_template(template), strengths)
+
+
+def _build(config: Config, state: Any, name: str) -> Generator:
+    """Build the generator that the configuration describes around its weights.
+
+    Until they are known to fit it is on the meta device: a small file may describe a network that fills the memory.
+    """
+    with torch.device("meta"):
+        generator = Generator(**config.generator)
+    generator.load_state_dict(fitting_tensors(generator, state, name=name), assign=True)
     return generator.eval()
 
 
@@ -181,56 +251,3 @@ def _config_in(saved: dict[str, Any], path: Path) -> Config:
         return saved_config(saved)
     except CheckpointError as error:
         raise CheckpointError(f"{printable(path)}: {error}") from error
-
-
-def _checked_template(template: Any, path: Path) -> Template | None:
-    """A template from a file; CheckpointError unless it is None or five different positions in an image."""
-    if template is None:
-        return None
-    try:
-        landmarks = tuple((float(x), float(y)) for x, y in template)
-    except (TypeError, ValueError):
-        landmarks = ()
-    in_reach = all(abs(x) < MAX_POSITION and abs(y) < MAX_POSITION for x, y in landmarks)  # False for NaN, too
-    if len(landmarks) != 5 or len(set(landmarks)) != 5 or not in_reach:
-        raise CheckpointError(f"{printable(path)} has an invalid face template: {str(template)[:200]}")
-    return landmarks
-
-
-def _checked_strength(strength: Any, path: Path) -> dict[Direction, float]:
-    """Strengths by direction; CheckpointError unless they are None or numbers between 0 and MAX_STRENGTH."""
-    if strength is None:
-        return {}
-    values = dict(strength) if isinstance(strength, Mapping) else {"": strength}
-    for direction, value in values.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if direction not in DIRECTIONS or not is_number or not 0 <= value <= MAX_STRENGTH:  # False for NaN, too
-            raise CheckpointError(
-                f"{printable(path)}: the strength must be a number between 0 and {MAX_STRENGTH:g} for each of ab "
-                f"and ba, got {str(strength)[:200]}"
-            )
-    return {direction: float(values[direction]) for direction in DIRECTIONS if direction in values}
-
-
-def _read_run_or_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, or the newest intact one of a run."""
-    if not path.is_dir():
-        return read_checkpoint(path)
-    saved, broken = newest_checkpoint(path / "checkpoints")
-    if saved is None:
-        raise CheckpointError(str(broken[0]) if broken else f"no checkpoint in {printable(path / 'checkpoints')}")
-    return saved
-
-
-def _read_safetensors(path: Path) -> tuple[Config, dict[Direction, dict[str, Tensor]], Any, Any]:
-    """Read the configuration, the generators' weights by direction, and the unchecked template and strength."""
-    try:
-        content = read_generators(path)
-        config = from_dict(content.config)
-    except Exception as error:  # a damaged or malicious file can make the parsers raise anything
-        raise CheckpointError(f"{printable(path)} does not hold weights of this program: {reason_of(error)}") from error
-    states = content.generators
-    found = {direction: states[f"gen_{direction}"] for direction in DIRECTIONS if f"gen_{direction}" in states}
-    if not found:
-        raise CheckpointError(f"{printable(path)} does not hold a generator")
-    return config, found, content.template, content.strength

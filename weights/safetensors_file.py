@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from training.torch_file import UnusableFileError
+
 
 class Content(NamedTuple):
     """What a file holds, as its reader finds it: only the format is checked, not the values."""
@@ -54,14 +56,21 @@ def read_generators(path: Path) -> Content:
     """Read what `write_generators` wrote.
 
     Raises:
-        Exception: the file is missing, damaged, or from another program. The exception can be of any kind.
+        UnusableFileError: the file is missing, damaged, or from another program.
     """
     generators: dict[str, dict[str, Tensor]] = {}
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        config = json.loads(metadata["config"])
-        template, strength = (json.loads(metadata.get(name, "null")) for name in ("template", "strength"))
-        for name in file.keys():  # noqa: SIM118
-            generator, _, key = name.partition(".")
-            generators.setdefault(generator, {})[key] = file.get_tensor(name)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "config" not in metadata:
+                raise UnusableFileError("does not hold weights of this program: its metadata has no configuration")
+            config, template, strength = (json.loads(metadata.get(name, "null"))
+                                          for name in ("config", "template", "strength"))  # fmt: skip
+            for name in file.keys():  # noqa: SIM118
+                generator, _, key = name.partition(".")
+                generators.setdefault(generator, {})[key] = file.get_tensor(name)
+    except UnusableFileError:
+        raise
+    except Exception as error:  # a damaged or malicious file can make the parsers raise anything
+        raise UnusableFileError(f"is damaged, or does not hold weights of this program: {error}") from error
     return Content(generators, config, template, strength)
