@@ -22,8 +22,9 @@ from dataset import IMAGE_SUFFIXES, measure_faces, scan_folder, visible_files
 from generator_model import MAX_STRENGTH
 from photos.faces import find_faces
 from photos.photo import Photo, Pixels, Storage, open_photo, read_photo, write_photo
+from photos.smoothing import FaceSmoother
 from photos.translator import Translator
-from photos.video import VIDEO_SUFFIXES, FaceSmoother, translate_video
+from photos.video import VIDEO_SUFFIXES, VideoReport, translate_video
 from training import distributed
 from utils import (
     UserError,
@@ -91,6 +92,7 @@ class Summary:
     num_faces: int = 0
     num_unchanged: int = 0
     skipped: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def add(self, photo: Photo) -> None:
         """Count a file that has been written."""
@@ -105,12 +107,19 @@ class Summary:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         self.skipped.append(f"  {printable(source)}: {reason}")
 
+    def leave_out(self, source: Path, parts: str) -> None:
+        """Record which parts of a file its result lacks."""
+        if parts:
+            self.left_out.append(f"  {printable(source)}: {parts}")
+
     def __str__(self) -> str:
         text = f"translated {_count(self.num_translated, 'file')}"
         if self.num_faces:
             text += f", {_count(self.num_faces, 'face')}"
         if self.num_unchanged:
             text += f"; left {_count(self.num_unchanged, 'file')} without a face unchanged"
+        if self.left_out:
+            text += "\n".join(["\nleft out:", *self.left_out])
         if self.skipped:
             text += "\n".join([f"\nskipped {_count(len(self.skipped), 'file')}:", *self.skipped])
         return text
@@ -152,8 +161,13 @@ def find_jobs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     return jobs
 
 
-def translate_files(translator: Translator, jobs: Sequence[tuple[Path, Path]], *, write: Writer) -> Summary:
-    """Translate files to files, several images at a time; files that cannot be read or written are skipped."""
+def translate_files(
+    translator: Translator, jobs: Sequence[tuple[Path, Path]], *, write: Writer, side_by_side: bool = False
+) -> Summary:
+    """Translate files to files, several images at a time; files that cannot be read or written are skipped.
+
+    `write` writes images. With `side_by_side` videos show each frame before and after.
+    """
     summary = Summary()
     with tqdm(total=len(jobs), unit=" files", leave=False, disable=None) as bar:
         for start in range(0, len(jobs), translator.batch_size):
@@ -165,7 +179,9 @@ def translate_files(translator: Translator, jobs: Sequence[tuple[Path, Path]], *
                     if not source.is_file():  # Reading from a pipe would block for ever.
                         raise UserError("not a regular file")
                     if source.suffix.lower() in VIDEO_SUFFIXES:
-                        summary.add(_translate_video_file(translator, source, target))
+                        photo, report = _translate_video_file(translator, source, target, side_by_side)
+                        summary.add(photo)
+                        summary.leave_out(source, str(report))
                     else:
                         opened.append((source, *read_photo(source), target))
                 except Exception as error:  # Decoders may raise any exception on a damaged file.
@@ -184,8 +200,10 @@ def translate_files(translator: Translator, jobs: Sequence[tuple[Path, Path]], *
     return summary
 
 
-def _translate_video_file(translator: Translator, source: Path, target: Path) -> Photo:
-    """Translate a video, and return its frame with the most faces for the summary."""
+def _translate_video_file(
+    translator: Translator, source: Path, target: Path, side_by_side: bool
+) -> tuple[Photo, VideoReport]:
+    """Translate a video, and return its frame with the most faces, and what was left out, for the summary."""
     smoother = FaceSmoother()
     fullest: Photo | None = None
 
@@ -197,9 +215,9 @@ def _translate_video_file(translator: Translator, source: Path, target: Path) ->
             fullest = photo
         return photo.colours
 
-    translate_video(source, target, change=change)
+    report = translate_video(source, target, change=change, side_by_side=side_by_side)
     assert fullest is not None  # `translate_video` raises an error for a video without frames.
-    return fullest
+    return fullest, report
 
 
 def translate_stream(translator: Translator, source: IO[bytes], *, target: IO[bytes], write: Writer) -> None:
@@ -232,7 +250,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("translated"), help="the folder to write to (%(default)s)")
     add("--crops", action="store_true", help="translate whole images: they are already cropped, or do not show faces")
     add("--like", type=Path, metavar="DIR", help="images cropped like the training images, if the weights need them")
-    add("--side-by-side", action="store_true", help="write the original and the result next to each other in one image")
+    add("--side-by-side", action="store_true", help="write before and after next to each other in one image or video")
     add("--no-metadata", action="store_true", help="do not record in the file that a trained model changed the image")
     add("--batch-size", type=int, default=8, metavar="N", help="translate N images at a time (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
@@ -268,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     jobs = find_jobs([Path(photo) for photo in args.photos], args.out)
     own_jobs = jobs[distributed.rank() :: distributed.count()]
-    summary = translate_files(translator, own_jobs, write=write)
+    summary = translate_files(translator, own_jobs, write=write, side_by_side=args.side_by_side)
     print(f"{summary}\nresults: {printable(args.out)}")
     # Several processes return 0 even so: torchrun would stop all of them if one failed.
     return 1 if summary.skipped and distributed.count() == 1 else 0
