@@ -25,8 +25,9 @@ from photos.faces import find_faces
 from photos.jobs import Job, Summary, check_replaceable, find_jobs, is_video
 from photos.photo import Photo, Pixels, open_photo
 from photos.picture_file import DEFAULT_MAX_MEGAPIXELS, Picture, choose_format, read_picture, write_picture
+from photos.smoothing import FaceSmoother
 from photos.translator import Translator, translate_pictures
-from photos.video import FaceSmoother, translate_video
+from photos.video import translate_video
 from training import distributed
 from utils import atomic_write, pick_device
 from weights.load import Direction, default_weights, load_weights
@@ -92,11 +93,12 @@ def translate_files(
     read: Reader = read_picture,
     write: Writer = write_picture,
     overwrite: bool = False,
+    side_by_side: bool = False,
 ) -> Summary:
     """Translate files to files, several images at a time; files that cannot be read or written are skipped.
 
     A file that exists and that this program did not write stays as it is, unless `overwrite` is true (see
-    `check_replaceable`).
+    `check_replaceable`). `write` writes images. With `side_by_side` videos show each frame before and after.
     """
     summary = Summary()
     opened: list[Opened] = []
@@ -109,7 +111,9 @@ def translate_files(
                 if is_video(source):
                     if not overwrite:
                         check_replaceable(target)
-                    summary.add(_translate_video_file(translator, source, target))
+                    photo, notes = _translate_video_file(translator, source, target, side_by_side)
+                    summary.add(photo)
+                    summary.note(source, notes)
                 else:
                     opened.append((source, read(source), target))
             except Exception as error:  # Decoders may raise any exception on a damaged file.
@@ -162,8 +166,10 @@ def _write_result(done: Opened, write: Writer, overwrite: bool, summary: Summary
         summary.skip(source, error)
 
 
-def _translate_video_file(translator: Translator, source: Path, target: Path) -> Photo:
-    """Translate a video, and return its frame with the most faces for the summary."""
+def _translate_video_file(
+    translator: Translator, source: Path, target: Path, side_by_side: bool
+) -> tuple[Photo, list[str]]:
+    """Translate a video, and return its frame with the most faces, and notes on what was left out, for the summary."""
     smoother = FaceSmoother()
     fullest: Photo | None = None
 
@@ -175,9 +181,9 @@ def _translate_video_file(translator: Translator, source: Path, target: Path) ->
             fullest = photo
         return photo.colours
 
-    translate_video(source, target, change=change)
+    report = translate_video(source, target, change=change, side_by_side=side_by_side)
     assert fullest is not None  # `translate_video` raises an error for a video without frames.
-    return fullest
+    return fullest, [f"left out: {report}"] if str(report) else []
 
 
 def read_stream(source: IO[bytes]) -> io.BytesIO:
@@ -230,7 +236,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="also replace files that are not results of this program")
     add("--crops", action="store_true", help="translate whole images: they are already cropped, or do not show faces")
     add("--like", type=some_path, metavar="DIR", help="images cropped like the training images, if the weights need it")
-    add("--side-by-side", action="store_true", help="write the original and the result next to each other in one image")
+    add("--side-by-side", action="store_true", help="write before and after next to each other in one image or video")
     add("--no-metadata", action="store_true", help="do not record in the file that a trained model changed the image")
     add("--batch-size", type=int, default=8, metavar="N", help="translate N images at a time (%(default)s)")
     add("--max-megapixels", type=float, default=DEFAULT_MAX_MEGAPIXELS, metavar="N", help="skip images with more "
@@ -283,7 +289,9 @@ def translate_and_report(translator: Translator, args: argparse.Namespace, read:
         named = ", ".join(map(printable, args.photos))
         raise UserError(f"there is nothing to translate in {named}\n{passed_over}".rstrip())
     own_jobs = jobs[distributed.rank() :: distributed.count()]
-    summary = translate_files(translator, own_jobs, read=read, write=write, overwrite=args.overwrite)
+    summary = translate_files(
+        translator, own_jobs, read=read, write=write, overwrite=args.overwrite, side_by_side=args.side_by_side
+    )
     summary.passed_over = passed_over
     print(summary)
     if distributed.count() > 1:

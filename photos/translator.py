@@ -13,7 +13,7 @@ from generator_model import blend
 from photos.faces import Face, find_faces
 from photos.photo import FaceRegion, Photo, Pixels, Region, WholeImage, open_photo
 from photos.picture_file import Picture
-from photos.video import FaceSmoother
+from photos.smoothing import FaceSmoother
 from utils import Template, denormalize, fast_layout, has_fast_bf16, normalize
 
 FaceFinder = Callable[[Pixels], Sequence[Face]]  # It finds the faces in (H, W, 3) uint8 RGB pixels.

@@ -1,128 +1,187 @@
-"""Translate video files frame by frame with PyAV (requirements-extra.txt), and keep their sound and time stamps."""
+"""Translate video files frame by frame with PyAV (requirements-extra.txt), and keep the rest of them as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from photos.faces import Face
+from photos.frames import (
+    apply_change,
+    hdr_options,
+    is_deep,
+    ordinary_view,
+    read_colours,
+    read_pixels,
+    swaps_sides,
+    write_pixels,
+)
+from photos.photo import Pixels
+from photos.video_files import (
+    Look,
+    add_copy,
+    add_encoder,
+    create_video,
+    find_video,
+    open_video,
+    read_first,
+    read_parts,
+    sort_tracks,
+)
 from utils import UserError, atomic_write, printable
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".webm")
-# Videos with other codecs are written as H.264, or as VP9 in .webm files.
-ENCODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9", "av1": "libsvtav1", "hevc": "libx265"}
-QUALITY = {"crf": "18"}  # At this constant rate factor the loss is hardly visible.
-SAME_FACE = 1.0  # Faces in successive frames are the same if they are closer than this, in eye distances.
-STILL_FACE = 0.02  # A face that moves less than this, in eye distances a frame, is smoothed most.
-MOVING_FACE = 0.2  # A face that moves more than this, in eye distances a frame, is not smoothed.
-STILL_WEIGHT = 0.2  # The newest landmarks of a still face have this weight, those of the frame before the rest.
-
-FrameChange = Callable[[np.ndarray], np.ndarray]  # It maps a frame, (H, W, 3) uint8 RGB, to another of the same shape.
+MAX_SHAPE = 4  # A pixel is at most this many times as long as wide, or the file is believed to be wrong.
+FrameChange = Callable[[Pixels], Pixels]  # It maps a frame, (H, W, 3) uint8 RGB, to another of the same shape.
 
 
-class FaceSmoother:
-    """Steady landmarks over the frames of a video: the less a face moves, the more the earlier frames count."""
+@dataclass
+class VideoReport:
+    """What became of a video.
 
-    def __init__(self) -> None:
-        self.faces: list[Face] = []
+    Attributes:
+        num_frames: how many frames were read and written.
+        num_damaged: how many parts of the video could not be read, usually a frame each.
+        num_lost: how many packets of sound and subtitles could not be copied.
+        left_out: the other parts that the result lacks, in words.
+    """
 
-    def __call__(self, faces: Sequence[Face]) -> list[Face]:
-        """The faces of the next frame, each drawn towards its position in the frame before."""
-        self.faces = [self._smooth(face) for face in faces]
-        return self.faces
+    num_frames: int = 0
+    num_damaged: int = 0
+    num_lost: int = 0
+    left_out: list[str] = field(default_factory=list)
 
-    def _smooth(self, face: Face) -> Face:
-        before = min(self.faces, key=lambda other: mean_move(face, other), default=None)
-        if before is None:
-            return face
-        move = mean_move(face, before)
-        if move > SAME_FACE:
-            return face
-        speed = np.clip((move - STILL_FACE) / (MOVING_FACE - STILL_FACE), 0, 1)
-        weight = STILL_WEIGHT + (1 - STILL_WEIGHT) * speed
-        return Face(weight * face.landmarks + (1 - weight) * before.landmarks, face.score)
-
-
-def mean_move(face: Face, before: Face) -> float:
-    """The mean distance between the landmarks of two faces, in eye distances of the first."""
-    return float(np.linalg.norm(face.landmarks - before.landmarks, axis=1).mean() / face.eye_distance)
+    def __str__(self) -> str:
+        """What the result lacks; an empty text if nothing."""
+        parts = list(self.left_out)
+        if self.num_lost:
+            parts.insert(0, "1 packet of sound" if self.num_lost == 1 else f"{self.num_lost} packets of sound")
+        if self.num_damaged:
+            parts.insert(0, "1 damaged frame" if self.num_damaged == 1 else f"{self.num_damaged} damaged frames")
+        return ", ".join(parts)
 
 
-def translate_video(source: Path, target: Path, *, change: FrameChange) -> int:
-    """Write a copy of a video in which every frame is changed; time stamps and sound stay the same.
+def translate_video(source: Path, target: Path, *, change: FrameChange, side_by_side: bool = False) -> VideoReport:
+    """Write a copy of a video in which every frame is changed.
+
+    Time stamps, colours, the shape of the pixels, sound and subtitles stay the same. Damaged frames and tracks that
+    cannot be copied are left out.
 
     Args:
         source: the video to read.
         target: the file to write; its name ends in one of VIDEO_SUFFIXES.
         change: maps an upright frame, (H, W, 3) uint8 RGB, to its new content, of the same shape and dtype.
-
-    Returns:
-        The number of frames.
+        side_by_side: write each frame with its old content on the left and its new content on the right.
 
     Raises:
-        UserError: PyAV is not installed, the source is not a readable video, or the target cannot be written.
+        UserError: PyAV is not installed, not one frame of the source can be read, or the target cannot be written.
     """
     try:
         import av
     except ImportError:
         raise UserError("videos need PyAV: pip install -r requirements-extra.txt") from None
+    container = target.suffix.lower().removeprefix(".")
     try:
-        with av.open(str(source)) as reader:
-            height, width = upright(next(reader.decode(video=0))).shape[:2]
-        with atomic_write(target) as temporary, av.open(str(source)) as reader:
-            container = target.suffix.lower().removeprefix(".")
-            with av.open(str(temporary), "w", format=container) as writer:
-                encoder = _add_encoder(writer, reader.streams.video[0], width, height)
-                return _convert(reader, writer, encoder, change, printable(source.name))
-    except (av.FFmpegError, IndexError, StopIteration) as error:
-        raise UserError(f"not a readable video: {str(error) or 'it has no frames'}") from error
+        first = read_first(source)
+        copied, left_out = sort_tracks(source, container)
+    except av.FFmpegError as error:
+        raise UserError(f"not a readable video: {error.strerror}") from error
+    report = VideoReport(left_out=left_out)
+    try:
+        with (
+            atomic_write(target) as temporary,
+            open_video(source) as reader,
+            create_video(temporary, container) as writer,
+        ):
+            video = find_video(reader)
+            # WebM files can tell the shape of pixels, but PyAV cannot write it into them.
+            frames = _Frames(first, video, change=change, side_by_side=side_by_side, square=container == "webm")
+            _convert(reader, writer, frames=frames, name=printable(source.name), report=report, copied=copied)
+    except av.FFmpegError as error:
+        raise UserError(f"the result cannot be written as {container}: {error.strerror}") from error
+    return report
 
 
-def _convert(reader: Any, writer: Any, encoder: Any, change: FrameChange, name: str) -> int:
-    """Decode, change and encode the first video stream, and copy the sound packet by packet; return the frame count."""
-    video = reader.streams.video[0]
-    video.thread_type = "AUTO"
-    sound = {stream.index: writer.add_stream_from_template(stream) for stream in reader.streams.audio}
-    num_frames = 0
+class _Frames:
+    """Changes the frames of a video; all results have the size, depth and colours of the first.
+
+    Args:
+        first: the first frame.
+        video: its track, which knows the shape of the pixels and the unit of the time stamps.
+        change: see `translate_video`; `side_by_side`, too.
+        square: resize the frames so that their pixels become square.
+    """
+
+    def __init__(self, first: Any, video: Any, *, change: FrameChange, side_by_side: bool, square: bool) -> None:
+        self.change = change
+        self.side_by_side = side_by_side
+        self.time_base: Fraction = video.time_base
+        self.time: int | None = None  # the time stamp of the newest frame
+        self.width, self.height = first.width, first.height
+        shape = video.sample_aspect_ratio or Fraction(1)
+        if not 1 / MAX_SHAPE <= shape <= MAX_SHAPE:
+            shape = Fraction(1)
+        if square:
+            self.width, self.height = round(first.width * max(shape, 1)), round(first.height / min(shape, 1))
+            shape = Fraction(1)
+        turned = swaps_sides(first)
+        width, height = (self.height, self.width) if turned else (self.width, self.height)
+        self.look = Look(
+            2 * width if side_by_side else width, height, shape=1 / shape if turned else shape,
+            colours=read_colours(first), deep=is_deep(first), hdr_options=hdr_options(first),
+        )  # fmt: skip
+
+    def __call__(self, frame: Any, format: str) -> Any:
+        """The changed frame in a pixel format."""
+        pixels = read_pixels(frame, width=self.width, height=self.height, deep=self.look.deep)
+        if self.look.deep:
+            view = ordinary_view(pixels, self.look.colours)
+            result = apply_change(pixels, self.look.colours, before=view, after=self.change(view))
+        else:
+            result = self.change(pixels)
+        if self.side_by_side:
+            result = np.concatenate([pixels, result], axis=1)
+        changed = write_pixels(result, frame, colours=self.look.colours, format=format)
+        changed.time_base, changed.pts, changed.duration = self.time_base, self._next_time(frame), frame.duration
+        return changed
+
+    def _next_time(self, frame: Any) -> int:
+        """The frame's time stamp. After damage it may be missing, or repeat an earlier one, which encoders refuse."""
+        if self.time is None:
+            self.time = frame.pts or 0
+        elif frame.pts is None:
+            self.time += frame.duration or 1
+        else:
+            self.time = max(frame.pts, self.time + 1)
+        return self.time
+
+
+def _convert(
+    reader: Any, writer: Any, *, frames: _Frames, name: str, report: VideoReport, copied: Sequence[int]
+) -> None:
+    """Read, change and write all frames, and copy the packets of the other tracks."""
+    import av
+
+    video = find_video(reader)
+    track = add_encoder(writer, video, frames.look)
+    copies = {index: add_copy(writer, reader.streams[index]) for index in copied}
     with tqdm(total=video.frames or None, desc=name, unit=" frames", leave=False, disable=None) as bar:
-        for packet in reader.demux(video, *reader.streams.audio):
-            if packet.stream.index not in sound:
-                for frame in packet.decode():
-                    writer.mux(encoder.encode(_as_frame(frame, change(upright(frame)))))
-                    num_frames += 1
-                    bar.update()
-            elif packet.dts is not None:  # An empty packet without a time stamp ends each stream.
-                packet.stream = sound[packet.stream.index]
-                writer.mux(packet)
-    writer.mux(encoder.encode())
-    return num_frames
-
-
-def upright(frame: Any) -> np.ndarray:
-    """A frame's pixels, (H, W, 3) uint8 RGB, rotated as players rotate them: phones store upright videos sideways."""
-    pixels: np.ndarray = np.rot90(frame.to_ndarray(format="rgb24"), round(getattr(frame, "rotation", 0) / 90))
-    return np.ascontiguousarray(pixels)
-
-
-def _add_encoder(writer: Any, video: Any, width: int, height: int) -> Any:
-    """Add a video stream of this size, px, with the frame rate, time base and, if possible, codec of the input."""
-    name = ENCODERS.get(video.codec_context.name, "libvpx-vp9" if writer.format.name == "webm" else "libx264")
-    encoder = writer.add_stream(name, rate=video.average_rate or video.guessed_rate, options=QUALITY)
-    encoder.width = width
-    encoder.height = height
-    has_even_sides = width % 2 == 0 and height % 2 == 0
-    encoder.pix_fmt = "yuv420p" if has_even_sides else "yuv444p"  # yuv420p halves the sides of the colour planes.
-    encoder.codec_context.time_base = video.time_base
-    return encoder
-
-
-def _as_frame(like: Any, pixels: np.ndarray) -> Any:
-    """A video frame with these pixels and another frame's time stamp."""
-    frame = type(like).from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    frame.pts = like.pts
-    frame.time_base = like.time_base
-    return frame
+        for part in read_parts(reader, video, *(reader.streams[index] for index in copied)):
+            if isinstance(part, Exception):
+                report.num_damaged += 1
+            elif isinstance(part, av.Packet):
+                part.stream = copies[part.stream_index]
+                try:
+                    writer.mux(part)
+                except ValueError:  # FFmpeg's errors about a packet are of this class, those about the disk are not.
+                    report.num_lost += 1
+            else:
+                writer.mux(track.encode(frames(part, track.pix_fmt)))
+                report.num_frames += 1
+                bar.update()
+    writer.mux(track.encode())

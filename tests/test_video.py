@@ -13,8 +13,9 @@ from test_translate import TEMPLATE, Brighter, photograph
 
 from photos.faces import Face
 from photos.picture_file import write_picture
+from photos.smoothing import FaceSmoother
 from photos.translator import Translator
-from photos.video import FaceSmoother, translate_video
+from photos.video import translate_video
 from translate import translate_files
 from utils import UserError
 
@@ -82,7 +83,7 @@ def test_only_the_faces_in_a_video_change(name: str, codec: str, sound: str | No
 
 def test_a_video_keeps_an_odd_size(tmp_path: Path) -> None:
     source = make_video(tmp_path / "a.webm", "libvpx-vp9", (161, 91))
-    assert translate_video(source, tmp_path / "b.mp4", change=lambda pixels: pixels) == NUM_FRAMES
+    assert translate_video(source, tmp_path / "b.mp4", change=lambda pixels: pixels).num_frames == NUM_FRAMES
     assert contents(tmp_path / "b.mp4")[0][0].shape == (91, 161, 3)
 
 
