@@ -86,8 +86,9 @@ def test_turned_and_mirrored_frames_are_upright(degrees: int, flips: tuple[bool,
 
 @pytest.mark.parametrize(
     ("transfer", "signal", "value"),
-    # BT.2408, table 1: PQ codes 203 cd/m2 as 58 %, and 18 % grey of it as 38 %; HLG codes both as 75 % and 38 %.
-    [(PQ, 0.58, 254), (PQ, 0.38, 113), (PQ, 0, 0), (PQ, 1, 255), (HLG, 0.75, 255), (HLG, 0.38, 115), (HLG, 0, 0)],
+    # BT.2408, table 1: PQ codes white, 203 cd/m2, as 58 %, and an 18 % grey card, 26 cd/m2, as 38 %; HLG codes both as
+    # 75 % and 38 %. An sRGB screen shows 26/203 of its white as 100.
+    [(PQ, 0.58, 254), (PQ, 0.38, 100), (PQ, 0, 0), (PQ, 1, 255), (HLG, 0.75, 255), (HLG, 0.38, 115), (HLG, 0, 0)],
 )
 def test_hdr_is_seen_with_its_white_and_grey_where_ordinary_videos_have_them(
     transfer: int, signal: float, value: int
@@ -122,7 +123,7 @@ def test_frames_of_any_format_are_read_and_become_labelled_yuv(format: str) -> N
     pixels = read_pixels(frame, width=64, height=48, deep=False)
     back = write_pixels(pixels, frame, colours=colours, format="yuv420p")
     assert back.colorspace != 0  # which means RGB
-    assert np.abs(read_pixels(back, width=64, height=48, deep=False).astype(int) - pixels).mean() < 12
+    assert np.abs(read_pixels(back, width=64, height=48, deep=False).astype(int) - pixels).mean() < 16
 
 
 def test_the_primaries_of_bt2020_are_not_those_of_ordinary_videos() -> None:
