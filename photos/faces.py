@@ -21,17 +21,17 @@ MODEL = Path(__file__).parent.parent / "assets" / "face_detection_yunet_2023mar.
 MIN_SCORE = 0.5  # YuNet's first pass accepts scores from here: a face on its side may score this low.
 SURE_SCORE = 0.925  # Only faces that lean by less than 45 degrees score this high.
 MIN_UPRIGHT_SCORE = 0.7  # The later, upright passes must score this high on average to confirm a face.
-SMALL_MIN_SCORE = 0.35  # These are the limits for faces that only finer copies of a large image show: small ones score
-SMALL_MIN_UPRIGHT_SCORE = 0.8  # lower at first, and more places might be one, so that they are confirmed more strictly.
-SMALL_MIN_EYES = (
-    12  # Their eyes must be roughly this far apart, px: less is too blurred to be translated, and often false.
-)
+# The limits for faces that only finer copies of a large image show. They score lower at first, and more places look a
+# little like them, so that they are confirmed more strictly.
+SMALL_MIN_SCORE = 0.35
+SMALL_MIN_UPRIGHT_SCORE = 0.88
+SMALL_MIN_EYES = 12  # Eyes closer than this, px, are too blurred to be translated, and often no eyes at all.
 MAX_OVERLAP = 0.3  # Boxes that overlap more than this (intersection over union) are one face.
 DETECTION_SIDE = 640  # The first pass runs on an image whose long side has at most this many px.
-FINE_PIXELS = 3e6  # The finest copy has at most this many px, and one pass over it takes a quarter of a second,
-FINEST_SCALE = 0.6  # and at most this scale: it is never as large as the image.
-MIN_STEP = 2  # Finer copies are searched only if the finest is more than this many times finer than the first.
-MAX_STEP = 4  # Each copy is at most this many times finer than the one before: YuNet misses faces that are too large.
+FINEST_SCALE = 0.5  # The finest copy of a large image is at most this large,
+FINE_PIXELS = 4.5e6  # and has at most this many px: YuNet needs about 0.4 s for them on one CPU core.
+MIN_STEP = 1.6  # An image is large if its finest copy is more than this many times finer than that of the first pass.
+MAX_STEP = 2  # A copy is at most this many times finer than the one before, so that a face suits one of them.
 MIN_DETECTION_SIDE = 16  # No face can be found in an image with a shorter side than this, px.
 MIN_INPUT_SIDE = 64  # Smaller inputs are padded to this, px: OpenCV's YuNet reads uninitialised memory for them.
 EYES_IN_BOX = 0.45  # The eyes are roughly this far apart, as a fraction of the mean side of the detector's box.
@@ -71,6 +71,7 @@ class Face:
 def find_faces(image: np.ndarray, num_passes: int = NUM_PASSES) -> list[Face]:
     """The faces in an image, the largest first, whichever way they are turned in the plane.
 
+    A large image is searched in several copies, first a coarse one, then finer ones for the faces that are small in it.
     Each face is detected again, upright, in several slightly different windows, and the landmarks are averaged: YuNet's
     own jump when the image shifts by a pixel, and are wrong where a face leans by more than 45 degrees.
 
@@ -79,13 +80,10 @@ def find_faces(image: np.ndarray, num_passes: int = NUM_PASSES) -> list[Face]:
         num_passes: how often each face is detected again; fewer are enough where no single face matters.
     """
     faces: list[Face] = []
-    turns = range(4)
     for copy in _copies(image):
-        for quarter_turns in turns:  # stops at the first turn that shows a face: YuNet may miss a face on its side
-            faces += _new_faces(image, copy, quarter_turns, faces, num_passes)
-            if faces:
-                turns = range(quarter_turns, quarter_turns + 1)
-                break
+        for quarter_turns in range(4):  # YuNet may miss a face on its side; once there is one, it says which turns help
+            if quarter_turns in ({_turns_to_upright(face) for face in faces} or range(copy.num_turns)):
+                faces += _new_faces(image, copy, quarter_turns, faces, num_passes)
     return sorted(faces, key=lambda face: -face.eye_distance)
 
 
@@ -99,6 +97,7 @@ class _Copy:
         min_score: the score from which the pass over the copy accepts a face.
         min_upright_score: the mean score from which the later passes confirm it.
         min_eyes: the least distance between its eyes, px of the image.
+        num_turns: how many quarter turns of the copy are searched as long as there is no face.
     """
 
     pixels: np.ndarray
@@ -106,18 +105,23 @@ class _Copy:
     min_score: float
     min_upright_score: float
     min_eyes: float
+    num_turns: int
 
 
 def _copies(image: np.ndarray) -> Iterator[_Copy]:
     """The copies of an image to search one after the other, each finer than the one before."""
-    for number, scale in enumerate(_scales(*image.shape[:2])):
+    scales = _scales(*image.shape[:2])
+    for number, scale in enumerate(scales):
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        pixels = cv2.resize(image, size) if scale < 1 else image  # aliasing does not bother the detector
+        # Aliasing does not bother the detector in the first copy, whose faces are large.
+        filtering = cv2.INTER_LINEAR if number == 0 else cv2.INTER_AREA
+        pixels = cv2.resize(image, size, interpolation=filtering) if scale < 1 else image
         to_image = np.diag([image.shape[1] / size[0], image.shape[0] / size[1], 1])
         if number == 0:
-            yield _Copy(pixels, to_image, MIN_SCORE, MIN_UPRIGHT_SCORE, 0)
-        else:
-            yield _Copy(pixels, to_image, SMALL_MIN_SCORE, SMALL_MIN_UPRIGHT_SCORE, SMALL_MIN_EYES)
+            yield _Copy(pixels, to_image, MIN_SCORE, MIN_UPRIGHT_SCORE, 0, 4)
+        else:  # a pass over the finest copy takes too long to turn it in vain
+            num_turns = 1 if number == len(scales) - 1 else 4
+            yield _Copy(pixels, to_image, SMALL_MIN_SCORE, SMALL_MIN_UPRIGHT_SCORE, SMALL_MIN_EYES, num_turns)
 
 
 def _scales(height: int, width: int) -> list[float]:
@@ -144,7 +148,9 @@ def _new_faces(
             face = _refine(copy.pixels, in_copy, num_passes, copy.to_image)
         else:
             face = _refine(image, in_image, num_passes, np.eye(3))
-        if face and face.score >= copy.min_upright_score and not any(_is_same(face, other) for other in faces):
+        if face is None or face.score < copy.min_upright_score:
+            continue
+        if not any(_is_same(face, other) for other in (*known, *faces)):
             faces.append(face)
     return faces
 
@@ -258,3 +264,9 @@ def _is_same(face: Face, other: Face) -> bool:
 def _is_part(detection: _Detection, face: Face) -> bool:
     """Whether a detection lies in the middle of a face, and so is this face or a part of it."""
     return float(np.linalg.norm(detection.centre - face.landmarks.mean(axis=0))) < face.eye_distance
+
+
+def _turns_to_upright(face: Face) -> int:
+    """The quarter turns of the image to the left, 0 to 3, after which a face leans by 45 degrees or less."""
+    x, y = face.landmarks[1] - face.landmarks[0]
+    return round(math.atan2(y, x) / (math.pi / 2)) % 4

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +13,7 @@ from PIL import Image
 from dataset import DEMO_ZIP
 from photos.crops import align, measure_template, paste, paste_mask
 from photos.faces import Face, find_faces
-from photos.geometry import similarity, transform
+from photos.geometry import quarter_turns_back, similarity, transform
 from utils import Template
 
 TEMPLATE: Template = ((0.36, 0.45), (0.64, 0.45), (0.5, 0.6), (0.4, 0.72), (0.6, 0.72))
@@ -36,6 +38,31 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Smooth random noise, (height, width, 3) uint8."""
     coarse = np.random.default_rng(seed).integers(60, 196, (8, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).copy()
+
+
+def textured(size: tuple[int, int], *places: tuple[int, int, int]) -> np.ndarray:
+    """Like `photograph`, on a background of clutter of all sizes; (height, width, 3) uint8."""
+    random = np.random.default_rng(0)
+    image = np.full((size[1], size[0], 3), 120, np.float32)
+    for cell in (4, 16, 64, 256):
+        coarse = random.normal(0, 18, (size[1] // cell + 1, size[0] // cell + 1, 3)).astype(np.float32)
+        image += cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR)
+    result = Image.fromarray(image.clip(0, 255).astype(np.uint8))
+    for number, (left, top, side) in enumerate(places):
+        result.paste(rendered(number, side), (left, top))
+    return np.asarray(result)
+
+
+def assert_found_once(faces: Sequence[Face], places: Sequence[tuple[int, int, int]]) -> None:
+    """Each of the squares (left, top, side) holds the landmarks of exactly one face, and no face lies elsewhere."""
+    assert len(faces) == len(places)
+    for left, top, side in places:
+        inside = [
+            face
+            for face in faces
+            if ((face.landmarks > (left, top)) & (face.landmarks < (left + side, top + side))).all()
+        ]
+        assert len(inside) == 1, f"a face of {side} px was found {len(inside)} times"
 
 
 def face_at(scale: float, degrees: float, centre: tuple[float, float]) -> Face:
@@ -226,6 +253,52 @@ def test_a_face_in_a_large_photograph_is_found() -> None:
     image = np.asarray(photograph((6000, 4000), (2000, 1000, 1800)))
     (face,) = find_faces(image)
     assert 300 < face.eye_distance < 900
+
+
+def test_faces_of_all_sizes_in_a_large_photograph_are_found_once() -> None:
+    places = [(300, 200, 70), (900, 250, 80), (3700, 2700, 100), (1500, 300, 150), (2200, 200, 300), (1200, 900, 1600)]
+    assert_found_once(find_faces(textured((4000, 3000), *places)), places)
+
+
+def test_faces_of_all_sizes_in_a_panorama_are_found_once() -> None:
+    places = [(200, 100, 80), (1500, 800, 100), (3000, 300, 150), (4500, 200, 250), (5500, 100, 500), (7000, 50, 900)]
+    assert_found_once(find_faces(textured((9000, 1000), *places)), places)
+
+
+@pytest.mark.parametrize("quarter_turns", range(4))
+def test_small_faces_are_found_in_a_large_photograph_that_is_turned(quarter_turns: int) -> None:
+    places = [(200 + 600 * i, 300 + 100 * i, 110) for i in range(4)]
+    faces = find_faces(np.rot90(textured((2600, 1000), *places), quarter_turns))
+    back = quarter_turns_back(quarter_turns, (1000, 2600))
+    assert_found_once([Face(transform(back, face.landmarks), face.score) for face in faces], places)
+
+
+def test_a_small_face_has_the_landmarks_that_it_has_in_a_small_photograph() -> None:
+    image = textured((4000, 3000), (2500, 1200, 120))
+    (large,) = find_faces(image)
+    (small,) = find_faces(image[1000:1500, 2300:2900])
+    assert np.linalg.norm(large.landmarks - (2300, 1000) - small.landmarks, axis=1).max() < 0.04 * small.eye_distance
+
+
+def test_no_face_is_found_in_a_large_photograph_without_any() -> None:
+    assert find_faces(textured((3200, 2400))) == []
+    assert find_faces(np.tile(np.asarray(photograph((300, 200))), (10, 10, 1))) == []
+
+
+@pytest.mark.parametrize(("size", "longest"), [((1920, 1080), 640), ((4000, 3000), 2000), ((16000, 1000), 8000)])
+def test_only_large_photographs_are_searched_in_fine_copies(
+    size: tuple[int, int], longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames of most videos are not, which would take several times as long."""
+    sides: list[int] = []
+
+    def no_faces(image: np.ndarray, min_score: float) -> list[Face]:
+        sides.extend(image.shape[:2])
+        return []
+
+    monkeypatch.setattr("photos.faces._detect", no_faces)
+    assert find_faces(np.zeros((size[1], size[0], 3), np.uint8)) == []
+    assert max(sides) == longest
 
 
 def test_the_measured_template_matches_the_landmarks_of_the_crops() -> None:
