@@ -363,7 +363,7 @@ def test_a_folder_is_searched_for_its_weights_and_several_are_named(saved: Path,
     export_weights(run / "best", tmp_path / "exported.safetensors")
     with pytest.raises(CheckpointError, match=r"several .*: give one of .*/other, .*/run, .*/exported\.safetensors$"):
         find_weights(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no file or folder .*/missing; there are .*/other, .*/run$"):
+    with pytest.raises(CheckpointError, match=r"no file or folder .*/missing; runs that exist: .*/other, .*/run$"):
         find_weights(tmp_path / "missing")
     shutil.rmtree(saved.parent)
     assert find_weights(run) == best.parent

@@ -103,7 +103,7 @@ def find_weights(path: Path) -> Path:
     """
     if not path.exists():
         known = runs_in(path.parent) or runs_in(Path(Config.runs_dir))
-        hint = f"; there are {_listed(known)}" if known else ""
+        hint = f"; runs that exist: {_listed(known)}" if known else ""
         raise CheckpointError(f"there is no file or folder {printable(path)}{hint}")
     if not path.is_dir():
         return path
