@@ -16,15 +16,17 @@ from utils import Template
 # two colours.
 FACE_CENTRE = 0.45  # The ellipse's centre lies this far from the eyes to the mouth,
 FACE_HEIGHT = 1.4  # its half height is this many times their distance,
-FACE_WIDTH = 1.25  # and its half width this many times the distance between the eyes.
+FACE_WIDTH = 1.15  # and its half width this many times the distance between the eyes.
 FACE_INSIDE = 0.72  # A change is pasted in full up to this fraction of the ellipse's radius. From there it fades.
 BORDER = 0.04  # Nothing is pasted nearer to the crop's border than this, in half sides,
 BORDER_FADE = 0.12  # and from there on a change grows over this distance.
 STRIP = 512  # Changes are pasted in strips of so many rows, which bounds the memory.
 UPSCALING = 4  # A change is enlarged by this with cubic interpolation, and from there on linearly.
-# Where a change is large, the photograph's own detail belongs to what was there before, such as the hairs of a brow.
-DETAIL_STAYS = 12  # It stays where the change is at most this many grey levels,
-DETAIL_GOES = 40  # and is gone where it is at least this many.
+# Where a change differs much from that of its surroundings, the photograph's own detail is of what was there before, as
+# the hairs of a brow that has moved. A change of the whole skin leaves the detail of the skin as it is.
+SURROUNDINGS = 0.06  # They reach this far, as the standard deviation of a Gaussian in sides of the crop.
+DETAIL_STAYS = 8  # Detail stays where the difference is at most this many grey levels,
+DETAIL_GOES = 30  # and is gone where it is at least this many.
 FIXED_POINT = 64  # Changes are rounded to this fraction of a grey level, so that int16 can hold them.
 MIN_FACE_SHARE = 0.5  # A template needs exactly one face in at least this share of the images.
 
@@ -48,7 +50,7 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
     """Add the change between two versions of a crop to the image that the crop was cut from, in place.
 
     Only the change is resized to the image's resolution, so that the image keeps its own detail even where the face is
-    much larger than the crop, except where the change is large. The change fades out around the face (see
+    much larger than the crop, except where the change is strong and local. The change fades out around the face (see
     `paste_mask`). Pixels outside the mask stay as they are, and so does the whole image if the crop has not changed.
 
     Args:
@@ -83,7 +85,8 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
 
 def _lost_detail(change: np.ndarray) -> np.ndarray:
     """The fraction of the image's own detail that a change, (size, size, 3), replaces: of the same shape, 0 to 1."""
-    largest = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), 1)  # Blurred, for fractions without edges.
+    local = change - cv2.GaussianBlur(change, (0, 0), SURROUNDINGS * len(change))
+    largest = cv2.GaussianBlur(np.abs(local).max(axis=2), (0, 0), 1)  # Blurred, for fractions without edges.
     lost = np.clip((largest - DETAIL_STAYS) / (DETAIL_GOES - DETAIL_STAYS), 0, 1)
     return np.repeat(lost[..., None], 3, axis=2)
 

@@ -232,10 +232,10 @@ def test_missing_weights_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_images_that_are_left_out_are_reported(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data_dir / "test" / "asian" / "empty.png").touch()
-    (data_dir / "test" / "asian" / "a.heic").touch()
+    (data_dir / "test" / "asian" / "a.txt").touch()
     evaluate.load_domain(Config(data_dir=str(data_dir), image_size=32), 1, torch.device("cpu"))
     where = data_dir / "test" / "asian"
-    line = f"in {where}: left out 1; first reason: empty file; passed over 1 other file: 1 .heic\n"
+    line = f"in {where}: left out 1; first reason: empty file; passed over 1 other file: 1 .txt\n"
     assert line in capsys.readouterr().err
 
 
