@@ -25,8 +25,8 @@ UPSCALING = 4  # A change is enlarged by this with cubic interpolation, and from
 # Where a change differs much from that of its surroundings, the photograph's own detail is of what was there before, as
 # the hairs of a brow that has moved. A change of the whole skin leaves the detail of the skin as it is.
 SURROUNDINGS = 0.06  # They reach this far, as the standard deviation of a Gaussian in sides of the crop.
-DETAIL_STAYS = 8  # Detail stays where the difference is at most this many grey levels,
-DETAIL_GOES = 30  # and is gone where it is at least this many.
+DETAIL_STAYS = 15  # Detail stays where the difference is at most this many grey levels,
+DETAIL_GOES = 60  # and is gone where it is at least this many.
 FIXED_POINT = 64  # Changes are rounded to this fraction of a grey level, so that int16 can hold them.
 MIN_FACE_SHARE = 0.5  # A template needs exactly one face in at least this share of the images.
 

@@ -207,13 +207,13 @@ def test_a_large_face_keeps_detail_that_its_crop_cannot_hold() -> None:
 
 
 def test_the_detail_of_what_was_there_goes_with_a_local_change_and_stays_with_one_of_the_whole_face() -> None:
-    image = np.full((900, 900, 3), 100, np.uint8)
+    image = np.full((900, 900, 3), 60, np.uint8)
     image[::2] += 40  # A brow, say, whose hairs the crop cannot resolve.
     face = face_at(8, 0, (450, 450))
     crop = align(image, face, TEMPLATE, 100)
-    for half_height, contrast in ((50, 40), (4, 0)):
+    for half_height, contrast in ((50, 40), (3, 0)):
         after = crop.astype(np.float32)
-        after[50 - half_height : 50 + half_height] += 80
+        after[50 - half_height : 50 + half_height] += 120
         pasted = image.copy()
         paste(pasted, face, template=TEMPLATE, before=crop, after=after)
         rows = pasted[440:460, 450, 0].astype(int)
