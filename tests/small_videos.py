@@ -28,11 +28,11 @@ def write_film(
     colours: tuple[int, int, int, int] = (1, 1, 1, 1), times: Sequence[int] = range(NUM_FRAMES), gop: int = 250,
     rate: int = 25, container: str | None = None, pixels: np.ndarray | None = None, tag: str | None = None,
     shape: Fraction | None = None, turn: tuple[Any, ...] = (), sounds: Sequence[str] = (), x265: str = "",
-    more: Callable[[Any], None] = lambda writer: None,
+    flags: str = "", more: Callable[[Any], None] = lambda writer: None,
 ) -> Path:  # fmt: skip
     """Write a video; `colours` are the codes of matrix, range, primaries and transfer, `turn` is a display matrix."""
     matrix, color_range, primaries, transfer = colours
-    with av.open(str(path), "w", format=container) as writer:
+    with av.open(str(path), "w", format=container, options={"movflags": flags} if flags else {}) as writer:
         track = writer.add_stream(codec, rate=rate)
         track.options = {"crf": "6", "g": str(gop), "x265-params": f"log-level=none{x265}"}
         track.width, track.height, track.pix_fmt = *size, format
@@ -83,8 +83,7 @@ def seen(frame: Any) -> np.ndarray:
     """A frame as a player shows it, by its matrix and range, not turned: (H, W, 3) int RGB."""
     rgb = frame.reformat(format="rgb24", src_colorspace=SWSCALE_MATRICES.get(int(frame.colorspace), 5),
                          src_color_range=int(frame.color_range) or 1, dst_color_range=2)  # fmt: skip
-    result: np.ndarray = rgb.to_ndarray().astype(int)
-    return result
+    return np.asarray(rgb.to_ndarray(), int)
 
 
 def facts(path: Path) -> dict[str, Any]:

@@ -1,14 +1,20 @@
-"""Videos keep their size, frame rate, number of frames and sound; the landmarks of still faces are steady."""
+"""Videos keep all but their faces, survive damage, and say what they lost; the landmarks of still faces are steady."""
 
 from __future__ import annotations
 
+import io
+import os
+import struct
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from small_videos import av, colour_bars, damage, decode, facts, seen, write_film
 from test_translate import TEMPLATE, Brighter, photograph
 
 from photos.faces import Face
@@ -19,7 +25,6 @@ from photos.video import translate_video
 from translate import translate_files
 from utils import UserError
 
-av = pytest.importorskip("av", reason="PyAV is in requirements-extra.txt")
 NUM_FRAMES = 10
 LANDMARKS = np.array(TEMPLATE) * 100
 
@@ -47,11 +52,16 @@ def make_video(path: Path, codec: str, size: tuple[int, int] = (480, 272), sound
 def contents(path: Path) -> tuple[list[np.ndarray], list[float], list[bytes], Any]:
     """The frames, their times in s, the packets of the sound, and the frame rate."""
     with av.open(str(path)) as reader:
-        sound = [bytes(packet) for packet in reader.demux(audio=0)] if reader.streams.audio else []
-    with av.open(str(path)) as reader:
         frames = list(reader.decode(video=0))
         rate = reader.streams.video[0].average_rate
-    return [frame.to_ndarray(format="rgb24") for frame in frames], [frame.time for frame in frames], sound, rate
+    times = [frame.time for frame in frames]
+    return [frame.to_ndarray(format="rgb24") for frame in frames], times, sound_of(path), rate
+
+
+def sound_of(path: Path) -> list[bytes]:
+    """The packets of the sound."""
+    with av.open(str(path)) as reader:
+        return [bytes(packet) for packet in reader.demux(audio=0)] if reader.streams.audio else []
 
 
 @pytest.mark.parametrize(
@@ -123,3 +133,253 @@ def test_several_faces_are_smoothed_apart_and_a_new_one_not_at_all() -> None:
     assert np.allclose(moved[0].landmarks, LANDMARKS + 300.5, atol=0.5)
     assert np.allclose(moved[1].landmarks, LANDMARKS - 0.5, atol=0.5)
     assert np.allclose(moved[2].landmarks, LANDMARKS + 150)
+
+
+# --- How a video is meant to be seen
+
+
+def keep(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Facts of a video and of its copy with unchanged frames."""
+    copy = path.parent / "out" / path.name
+    report = translate_video(path, copy, change=lambda pixels: pixels)
+    assert str(report) == ""
+    for before, after in zip(decode(path), decode(copy), strict=True):
+        assert np.abs(seen(before) - seen(after)).mean() < 4
+    return facts(path), facts(copy)
+
+
+HLG, PQ = (9, 1, 9, 18), (9, 1, 9, 16)
+SCREEN = ":master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hd.mp4", {}),
+        ("full_range.mp4", {"colours": (1, 2, 1, 1)}),
+        ("untold.mp4", {"colours": (2, 0, 2, 2)}),
+        ("old.mov", {"colours": (5, 1, 5, 6)}),
+        ("wide_pixels.mp4", {"shape": Fraction(4, 3)}),
+        ("phone.mov", {"codec": "libx265", "tag": "hvc1"}),
+        ("phone_hlg.mp4", {"codec": "libx265", "tag": "hvc1", "format": "yuv420p10le", "colours": HLG}),
+        ("film_pq.mp4", {"codec": "libx265", "tag": "hvc1", "format": "yuv420p10le", "colours": PQ, "x265": SCREEN}),
+        ("ten_bits.mp4", {"format": "yuv420p10le"}),
+        ("fine_colours.mp4", {"format": "yuv422p"}),
+        ("studio.mov", {"codec": "prores_ks", "format": "yuv422p10le"}),
+        ("web.webm", {"codec": "libvpx-vp9"}),
+        ("web_hlg.webm", {"codec": "libsvtav1", "format": "yuv420p10le", "colours": HLG}),
+        ("varying.mp4", {"times": (0, 2, 3, 10), "rate": 30}),
+        ("late.mp4", {"times": (5, 6, 7)}),
+    ],
+)
+def test_a_video_is_shown_as_before(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    before, after = keep(write_film(tmp_path / name, **options))
+    assert after == before
+
+
+def test_hevc_is_written_so_that_quicktime_plays_it(tmp_path: Path) -> None:
+    before, after = keep(write_film(tmp_path / "a.mp4", "libx265"))
+    assert (before["tag"], after["tag"]) == ("hev1", "hvc1")
+
+
+@pytest.mark.parametrize(("codec", "format"), [("png", "rgb24"), ("mjpeg", "yuvj422p"), ("mpeg4", "yuv420p")])
+def test_other_codecs_become_h264_with_the_same_colours(codec: str, format: str, tmp_path: Path) -> None:
+    before, after = keep(write_film(tmp_path / "a.mov", codec, format, colours=(2, 0, 2, 2)))
+    assert (before["codec"], after["codec"]) == (codec, "h264")
+
+
+def test_hdr_keeps_more_steps_than_8_bits_have(tmp_path: Path) -> None:
+    ramp = np.linspace(20_000, 40_000, 512)[None, :, None].repeat(64, axis=0).repeat(3, axis=2).astype(np.uint16)
+    path = write_film(tmp_path / "a.mp4", "libx265", "yuv420p10le", size=(512, 64), colours=HLG, pixels=ramp)
+    keep(path)
+    steps = [len(np.unique(np.frombuffer(bytes(decode(file)[0].planes[0]), np.uint16)))
+             for file in (path, tmp_path / "out" / "a.mp4")]  # fmt: skip
+    assert min(steps) > 240  # of 267 steps; 8 bits have 67 in this range
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
+def test_a_turned_video_of_wide_pixels_comes_out_upright_with_high_pixels(name: str, tmp_path: Path) -> None:
+    path = write_film(tmp_path / name, shape=Fraction(4, 3), turn=(90, True))
+    translate_video(path, tmp_path / "out" / name, change=lambda pixels: pixels)
+    frame = decode(tmp_path / "out" / name)[0]
+    assert (frame.width, frame.height, frame.rotation) == (64, 96, 0)
+    assert facts(tmp_path / "out" / name)["shape"] == Fraction(3, 4)
+    expected = np.fliplr(np.rot90(colour_bars(96, 64)))
+    assert np.abs(seen(frame) - expected).mean() < 12
+
+
+def test_wide_pixels_become_square_in_webm(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mp4", shape=Fraction(4, 3))
+    translate_video(path, tmp_path / "a.webm", change=lambda pixels: pixels)
+    frame = decode(tmp_path / "a.webm")[0]
+    assert (frame.width, frame.height) == (128, 64)
+
+
+def test_a_hidden_screen_size_does_not_make_pixels_absurd(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mp4", shape=Fraction(1000, 1))
+    translate_video(path, tmp_path / "a.webm", change=lambda pixels: pixels)
+    assert decode(tmp_path / "a.webm")[0].width == 96
+
+
+# --- Before and after
+
+
+@pytest.mark.parametrize(("options", "size"), [({}, (192, 64)), ({"turn": (90,)}, (128, 96)),
+    ({"codec": "libx265", "format": "yuv420p10le", "colours": HLG}, (192, 64))])  # fmt: skip
+def test_side_by_side_shows_each_frame_before_and_after(
+    options: dict[str, Any], size: tuple[int, int], tmp_path: Path
+) -> None:
+    path = write_film(tmp_path / "a.mp4", **options)
+    translate_video(path, tmp_path / "b.mp4", change=lambda pixels: pixels // 2, side_by_side=True)
+    frames = decode(tmp_path / "b.mp4")
+    assert [(frame.width, frame.height) for frame in frames] == [size] * 3
+    left, right = np.split(seen(frames[0]), 2, axis=1)
+    assert np.abs(left - np.rot90(seen(decode(path)[0]), bool(options.get("turn")))).mean() < 8
+    assert right.mean() < 0.75 * left.mean()
+
+
+def test_the_flag_side_by_side_applies_to_videos(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", "libx264")
+    translator = Translator(Brighter(), 64, template=TEMPLATE)
+    translate_files(translator, [(path, tmp_path / "b.mp4")], write=write_photo, side_by_side=True)
+    assert decode(tmp_path / "b.mp4")[0].width == 2 * 480
+
+
+# --- Damage, and what does not fit
+
+
+@pytest.mark.parametrize(("damaged", "lost"), [((7,), 1), ((0,), 5), ((4, 5), 5), ((11,), 1)])
+def test_damaged_frames_are_left_out_and_counted(damaged: tuple[int, ...], lost: int, tmp_path: Path) -> None:
+    path = damage(write_film(tmp_path / "a.mp4", times=range(12), gop=5, sounds=["aac"]), *damaged)
+    frames = decode(path)
+    report = translate_video(path, tmp_path / "b.mp4", change=lambda pixels: pixels)
+    assert report.num_frames == len(frames) == len(decode(tmp_path / "b.mp4"))
+    assert report.num_frames + report.num_damaged == 12
+    # Without what it is built upon, a frame may come too late for its time stamp.
+    times = np.maximum.accumulate([frame.time for frame in frames])
+    assert [frame.time for frame in decode(tmp_path / "b.mp4")] == pytest.approx(times, abs=0.001)
+    assert sound_of(tmp_path / "b.mp4") == sound_of(path) != []
+
+
+def test_a_video_that_was_cut_off_is_kept_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mp4", times=range(12), gop=5, flags="faststart")
+    with av.open(str(path)) as reader:
+        end = [packet.pos for packet in reader.demux(video=0) if packet.size][8]
+    path.write_bytes(path.read_bytes()[:end])
+    report = translate_video(path, tmp_path / "b.mp4", change=lambda pixels: pixels)
+    assert report.num_frames == len(decode(path)) >= 6
+    assert report.num_frames + report.num_damaged == 12
+
+
+def test_the_summary_says_what_was_left_out(tmp_path: Path) -> None:
+    path = damage(write_film(tmp_path / "a.mp4", times=range(6), gop=3), 5)
+    translator = Translator(Brighter(), 64, template=None)
+    summary = translate_files(translator, [(path, tmp_path / "b.mp4")], write=write_photo)
+    assert str(summary) == f"translated 1 file\nleft out:\n  {path}: 1 damaged frame"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: damage(path, 0, 1, 2), "not one frame can be read"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz")), "its codec is unknown"),
+        (lambda path: path.write_bytes(b""), "not a readable video"),
+    ],
+)
+def test_a_video_without_a_readable_frame_is_an_error_that_says_so(
+    spoil: Callable[[Path], Any], reason: str, tmp_path: Path
+) -> None:
+    spoil(write_film(tmp_path / "a.mp4"))
+    with pytest.raises(UserError, match=reason):
+        translate_video(tmp_path / "a.mp4", tmp_path / "out" / "a.mp4", change=lambda pixels: pixels)
+    assert not (tmp_path / "out").exists()
+
+
+def test_absurd_sizes_in_a_header_are_an_error_and_allocate_nothing(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mov", "png", "rgb24")
+    data = path.read_bytes().replace(struct.pack(">HH", 96, 64), b"\xff\xff\xff\xff")
+    path.write_bytes(data.replace(struct.pack(">II", 96, 64), struct.pack(">II", 1 << 30, 1 << 30)))
+    with pytest.raises(UserError, match=r"too large: 65535x65535 px|not one frame can be read"):
+        translate_video(path, tmp_path / "b.mov", change=lambda pixels: pixels)
+
+
+def test_a_sound_track_of_an_unknown_codec_is_left_out_and_the_others_stay(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mov", sounds=["aac", "pcm_s16le"])
+    path.write_bytes(path.read_bytes().replace(b"sowt", b"zzzz"))
+    report = translate_video(path, tmp_path / "b.mov", change=lambda pixels: pixels)
+    assert str(report) == "audio track 2 (unknown codec)"
+    assert kinds(tmp_path / "b.mov") == ["video h264", "audio aac"]
+
+
+def kinds(path: Path) -> list[str]:
+    """The kind and codec of each track."""
+    with av.open(str(path)) as reader:
+        return [f"{stream.type} {stream.codec_context.codec.canonical_name}" for stream in reader.streams]
+
+
+def add_subtitle(writer: Any) -> None:
+    """Add a track with one line, as MP4 files store it."""
+    track = writer.add_stream("mov_text")
+    track.metadata["language"] = "deu"
+    names = "Name Fontname Fontsize PrimaryColour SecondaryColour OutlineColour BackColour Bold Italic Underline"
+    names += (
+        " StrikeOut ScaleX ScaleY Spacing Angle BorderStyle Outline Shadow Alignment MarginL MarginR MarginV Encoding"
+    )
+    values = "Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,100,100,0,0,1,1,0,2,10,10,10,0"
+    head = f"[V4+ Styles]\nFormat: {', '.join(names.split())}\nStyle: {values}\n"
+    track.codec_context.subtitle_header = head.encode()
+    packet = av.Packet(b"\0\5Hallo")
+    packet.stream, packet.pts, packet.dts, packet.duration, packet.time_base = track, 0, 0, 100, Fraction(1, 1000)
+    writer.mux(packet)
+
+
+def test_subtitles_and_languages_stay(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mp4", sounds=["aac"], more=add_subtitle)
+    assert str(translate_video(path, tmp_path / "b.mp4", change=lambda pixels: pixels)) == ""
+    assert kinds(tmp_path / "b.mp4") == kinds(path)
+    with av.open(str(tmp_path / "b.mp4")) as reader:
+        assert reader.streams[2].language == "deu"
+        assert b"Hallo" in b"".join(bytes(packet) for packet in reader.demux(subtitles=0))
+
+
+def test_attachments_covers_and_what_the_container_cannot_hold_are_left_out(tmp_path: Path) -> None:
+    cover = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(cover, "PNG")
+
+    def attach(writer: Any) -> None:
+        writer.add_attachment("cover.png", "image/png", cover.getvalue())
+        writer.add_attachment("a.ttf", "application/x-truetype-font", b"123")
+
+    path = write_film(tmp_path / "a.webm", "libvpx-vp9", sounds=["libopus", "aac"], container="matroska", more=attach)
+    report = translate_video(path, tmp_path / "b.webm", change=lambda pixels: pixels)
+    assert str(report) == "audio track 2 (aac does not fit into .webm), cover picture, attachment track 1"
+    assert kinds(tmp_path / "b.webm") == ["video vp9", "audio opus"]
+
+
+# --- Interruptions
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, ZeroDivisionError])
+def test_an_interrupted_translation_leaves_no_file(error: type[BaseException], tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mp4", times=range(100), sounds=["aac"])
+    calls = []
+
+    def fail(pixels: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) > 90:  # By then the encoder has delivered packets, and the file has been begun.
+            raise error
+        return pixels
+
+    with pytest.raises(error):
+        translate_video(path, tmp_path / "out" / "a.mp4", change=fail)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_film(tmp_path / "a.mp4")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".b.mp4.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"could not write .*No space left"):
+        translate_video(path, tmp_path / "out" / "b.mp4", change=lambda pixels: pixels)
+    assert list((tmp_path / "out").iterdir()) == []
