@@ -241,7 +241,7 @@ def test_side_by_side_shows_each_frame_before_and_after(
 def test_the_flag_side_by_side_applies_to_videos(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4", "libx264")
     translator = Translator(Brighter(), 64, template=TEMPLATE)
-    translate_files(translator, [(path, tmp_path / "b.mp4")], write=write_photo, side_by_side=True)
+    translate_files(translator, [(path, tmp_path / "b.mp4")], write=write_picture, side_by_side=True)
     assert decode(tmp_path / "b.mp4")[0].width == 2 * 480
 
 
@@ -274,8 +274,8 @@ def test_a_video_that_was_cut_off_is_kept_as_far_as_it_goes(tmp_path: Path) -> N
 def test_the_summary_says_what_was_left_out(tmp_path: Path) -> None:
     path = damage(write_film(tmp_path / "a.mp4", times=range(6), gop=3), 5)
     translator = Translator(Brighter(), 64, template=None)
-    summary = translate_files(translator, [(path, tmp_path / "b.mp4")], write=write_photo)
-    assert str(summary) == f"translated 1 file\nleft out:\n  {path}: 1 damaged frame"
+    summary = translate_files(translator, [(path, tmp_path / "b.mp4")], write=write_picture)
+    assert str(summary) == f"translated 1 file\nnotes:\n  {path}: left out: 1 damaged frame"
 
 
 @pytest.mark.parametrize(
