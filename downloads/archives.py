@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import unicodedata
@@ -107,8 +108,8 @@ def _in_words(error: Exception, what: str) -> str:
     if isinstance(error, MemoryError):
         return "it needs too much memory to unpack"
     if isinstance(error, NotImplementedError | RuntimeError):
-        return f"{what} is compressed or encrypted in an unusual way"
-    if isinstance(error, OSError) and error.errno:
+        return f"{what} is written in an unusual way"
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a false offset is an invalid argument
         return f"it cannot be read: {error.strerror}"
     return f"{what} is not as it should be, or cut short"
 

@@ -249,6 +249,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "future version": (lambda path: patched(path, signature=b"PK\1\2", at=6, value=b"\xff"), "unusual way"),
     "too many entries claimed": (lambda path: patched(path, signature=END, at=8, value=b"\x60\xea" * 2), "damaged"),
     "too long a directory": (lambda path: patched(path, signature=END, at=12, value=b"\0\xff\xff\xff"), "damaged"),
+    "false offset": (lambda path: patched(path, signature=END, at=16, value=b"\xff\xff"), "a.png' in it is not"),
     "huge size claimed": (lambda path: patched(path, signature=b"PK\1\2", at=24, value=b"\0\0\0\x90"), "200 times"),
     "too large a size": (lambda path: patched(path, signature=b"PK\1\2", at=24, value=b"\x90"), "damaged|cut short"),
     "memory for xz": (lambda path: greedy_xz(path), "too much memory"),
