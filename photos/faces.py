@@ -21,10 +21,8 @@ MODEL = Path(__file__).parent.parent / "assets" / "face_detection_yunet_2023mar.
 MIN_SCORE = 0.5  # YuNet's first pass accepts scores from here: a face on its side may score this low.
 SURE_SCORE = 0.925  # Only faces that lean by less than 45 degrees score this high.
 MIN_UPRIGHT_SCORE = 0.7  # The later, upright passes must score this high on average to confirm a face.
-# The limits for faces that only finer copies of a large image show. They score lower at first, and more places look a
-# little like them, so that they are confirmed more strictly.
-SMALL_MIN_SCORE = 0.35
-SMALL_MIN_UPRIGHT_SCORE = 0.88
+SMALL_MIN_SCORE = 0.35  # The pass over the finest copy of a large image accepts scores from here.
+SMALL_MIN_UPRIGHT_SCORE = 0.88  # Faces in finer copies must be confirmed this well: more places look a little like one.
 SMALL_MIN_EYES = 12  # Eyes closer than this, px, are too blurred to be translated, and often no eyes at all.
 MAX_OVERLAP = 0.3  # Boxes that overlap more than this (intersection over union) are one face.
 DETECTION_SIDE = 640  # The first pass runs on an image whose long side has at most this many px.
@@ -119,9 +117,10 @@ def _copies(image: np.ndarray) -> Iterator[_Copy]:
         to_image = np.diag([image.shape[1] / size[0], image.shape[0] / size[1], 1])
         if number == 0:
             yield _Copy(pixels, to_image, MIN_SCORE, MIN_UPRIGHT_SCORE, 0, 4)
-        else:  # a pass over the finest copy takes too long to turn it in vain
-            num_turns = 1 if number == len(scales) - 1 else 4
-            yield _Copy(pixels, to_image, SMALL_MIN_SCORE, SMALL_MIN_UPRIGHT_SCORE, SMALL_MIN_EYES, num_turns)
+        elif number < len(scales) - 1:
+            yield _Copy(pixels, to_image, MIN_SCORE, SMALL_MIN_UPRIGHT_SCORE, SMALL_MIN_EYES, 4)
+        else:  # this pass takes too long to turn the copy in vain
+            yield _Copy(pixels, to_image, SMALL_MIN_SCORE, SMALL_MIN_UPRIGHT_SCORE, SMALL_MIN_EYES, 1)
 
 
 def _scales(height: int, width: int) -> list[float]:
