@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,13 +18,15 @@ from photos.frames import Colours
 
 ENCODERS = {
     "h264": "libx264", "hevc": "libx265", "prores": "prores_ks", "vp8": "libvpx", "vp9": "libvpx-vp9",
-    "av1": "libsvtav1", "libdav1d": "libsvtav1",
+    "av1": "libsvtav1",
 }  # fmt: skip
 # Videos with other codecs, or whose encoder is not installed, are written with the first of these that opens. The keys
 # are the bits of a channel.
 WEBM_ENCODERS = {8: ("libvpx-vp9",), 10: ("libsvtav1",)}
 MP4_ENCODERS = {8: ("libx264",), 10: ("libx265", "libx264")}
 CRF = "18"  # At this constant rate factor the loss is hardly visible.
+# Encoders look ahead at this many frames, whose pixels they keep in memory; HEVC needs a few. 20 is libx265's default.
+MIN_QUEUE, MAX_QUEUE, QUEUED_PIXELS = 8, 20, 60_000_000
 MAX_RATE = 240  # SVT-AV1 refuses more frames a second than this; time stamps say more exactly when a frame is shown.
 
 
@@ -210,6 +213,7 @@ def add_encoder(writer: Any, video: Any, look: Look) -> Any:
     """
     import av
 
+    os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints all its settings otherwise.
     container = writer.format.name
     for name, format in _encoders(video, container, look.deep):
         try:
@@ -245,7 +249,7 @@ def _add_video(writer: Any, video: Any, look: Look, *, name: str, format: str) -
     rate = video.average_rate or video.guessed_rate
     track = writer.add_stream(name, rate=min(rate, MAX_RATE) if rate else None)
     encoder = track.codec_context
-    encoder.options = {"crf": CRF, "x265-params": "log-level=error" + look.hdr_options}
+    encoder.options = _options(look)
     encoder.width, encoder.height, encoder.pix_fmt = look.width, look.height, format
     encoder.time_base = video.time_base
     if look.shape != 1:
@@ -256,6 +260,17 @@ def _add_video(writer: Any, video: Any, look: Look, *, name: str, format: str) -
     if name == "libx265" and writer.format.name in ("mp4", "mov"):
         encoder.codec_tag = "hvc1"  # QuickTime, Photos and Safari do not play the other kind, hev1.
     return track
+
+
+def _options(look: Look) -> dict[str, str]:
+    """What the encoders are told; each ignores the others' options. Large frames are queued in small numbers."""
+    queue = max(MIN_QUEUE, min(MAX_QUEUE, QUEUED_PIXELS // (look.width * look.height)))
+    return {
+        "crf": CRF,
+        "rc-lookahead": str(queue),
+        "lag-in-frames": str(queue),
+        "x265-params": f"log-level=error:rc-lookahead={queue}{look.hdr_options}",
+    }
 
 
 def add_copy(writer: Any, track: Any) -> Any:

@@ -356,6 +356,35 @@ def test_attachments_covers_and_what_the_container_cannot_hold_are_left_out(tmp_
     assert kinds(tmp_path / "b.webm") == ["video vp9", "audio opus"]
 
 
+@pytest.mark.parametrize("name", ["b.mov", "b.webm"])
+def test_time_codes_and_further_videos_are_left_out(name: str, tmp_path: Path) -> None:
+    def add_more(writer: Any) -> None:
+        writer.streams.video[0].metadata["timecode"] = "01:00:00:00"
+        second = writer.add_stream("mpeg4", rate=25)
+        second.width, second.height = 32, 32
+        writer.mux(second.encode(av.VideoFrame(32, 32, "yuv420p")))
+        writer.mux(second.encode())
+
+    path = write_film(tmp_path / "a.mov", more=add_more)
+    report = translate_video(path, tmp_path / name, change=lambda pixels: pixels)
+    assert str(report) == "video track 2, data track 1"
+    assert len(kinds(tmp_path / name)) == 1
+
+
+def test_sound_whose_time_stamps_go_backwards_loses_only_the_packets_in_question(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.webm", "libvpx-vp9", sounds=["libopus"])
+    with av.open(str(path)) as reader:
+        time = [packet.pts for packet in reader.demux(audio=0) if packet.size][3]
+    time += 7  # The file counts from before the encoder's delay of 6.5 ms.
+    early, late = (b"\x82" + struct.pack(">h", ms) + b"\x80" for ms in (time, time + 70))  # heads of track 2's blocks
+    data = path.read_bytes()
+    assert data.count(early) == 1
+    path.write_bytes(data.replace(early, late))
+    report = translate_video(path, tmp_path / "b.mp4", change=lambda pixels: pixels)
+    assert str(report) == f"{report.num_lost} packets of sound"
+    assert len(sound_of(tmp_path / "b.mp4")) == len(sound_of(path)) - report.num_lost
+
+
 # --- Interruptions
 
 
