@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from config import Config
 from console import UserError, command, memory_advice, printable, some_path, some_text
-from dataset import domain_folders, domain_names, find_images, load_images
+from dataset import domain_folders, domain_names, load_images, scan_folder
 from evaluation.classifier import resize
 from evaluation.metrics import absolute_errors, ssim, translate_in_batches
 from evaluation.report import (
@@ -80,7 +80,7 @@ def load_domain(config: Config, index: int, device: torch.device) -> Domain:
     Raises:
         UserError: a folder has no images.
     """
-    train, test = (find_images(config, split)[index] for split in ("train", "test"))
+    train, test = (scan_folder(domain_folders(config, split)[index]) for split in ("train", "test"))
     for folder in (train, test):
         if not folder.files:
             raise UserError(f"no usable images in {printable(folder.path)}; give the data set's folder with --data-dir")
