@@ -50,7 +50,15 @@ from evaluation.scoring import (
 )
 from evaluation.validation import Validation
 from generator_model import MAX_STRENGTH, blend
-from training.checkpoint import CheckpointError, checkpoint_step, list_checkpoints, newest_checkpoint, saved_config
+from training.checkpoint import (
+    CheckpointError,
+    checked_template,
+    checkpoint_step,
+    list_checkpoints,
+    naming,
+    newest_checkpoint,
+    saved_config,
+)
 from utils import atomic_write, image_grid, pick_device, tensor_to_image
 from weights.load import DIRECTIONS, OTHER, Direction, Weights, load_weights
 
@@ -176,7 +184,8 @@ def rank_checkpoints(run_dir: Path, out: Path, *, data_dir: str | None, device: 
     config = replace(config, data_dir=data_dir or config.data_dir)
     a, b = load_domains(config, device, paired=config.paired_test)
     small = small_training_images(a), small_training_images(b)
-    template = load_weights(run_dir).template
+    with naming(folder):
+        template = checked_template(saved.get("template"))
     validation = Validation(*small, a.test, b.test, paired=config.paired_test, template=template)
     ranking: dict[int, dict[str, float]] = {}
     for path in tqdm(paths, unit=" checkpoints", leave=False, disable=None):
