@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import openmp  # noqa: F401
+
 import numpy as np
 import torch
 from PIL import Image
@@ -31,10 +33,10 @@ from evaluation.report import markdown_table
 from train import train_step
 from training.command_line import parse_args
 from training.memory_meter import peak_memory
-from training.model import BETA2, CycleGAN
+from training.model import BETA2, CycleGAN, in_bf16
 from training.run import Run, open_device
 from training.textbook_step import Terms, Textbook, plain_networks, textbook_step
-from utils import UserError, command, printable, seed_everything, uses_bf16
+from utils import UserError, command, printable, seed_everything
 
 WARM_UP = 2  # This many calls run before the clock starts.
 MIN_CALLS = 3  # A median is over at least this many calls.
@@ -88,7 +90,7 @@ def times_in_turn(
 def our_step(config: Config, device: torch.device, *, images: tuple[Tensor, Tensor]) -> Callable[[], object]:
     """The training step of train.py on a new model, as a function that can be called repeatedly."""
     seed_everything(config.seed)
-    model = CycleGAN(config, device, amp=uses_bf16(config.amp, device))
+    model = CycleGAN(config, device, amp=in_bf16(config, device))
     run = unsaved_run(config)
 
     def step() -> None:
@@ -189,7 +191,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 def measure_translation(config: Config, device: torch.device, *, compare: bool) -> dict[str, Figures]:
     """Measure one generator on batches of several sizes; if `compare`, also the plain one in float32."""
-    amp = uses_bf16(config.amp, device)
+    amp = in_bf16(config, device)
     generator = CycleGAN(config, device, amp=amp).gen_ab
     plain = plain_networks({"gen_ab": CycleGAN(replace(config, compile=False), device).gen_ab})["gen_ab"]
 
@@ -271,7 +273,7 @@ def print_table(title: str, rows: dict[str, Figures]) -> None:
 def run(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Measure the chosen parts, print a table of each, and return all measures."""
     device = open_device(config)
-    amp = uses_bf16(config.amp, device)
+    amp = in_bf16(config, device)
     on_gpu = device.type == "cuda"
     measures: dict[str, Any] = {
         "machine": torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} CPU threads",

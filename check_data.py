@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import openmp  # noqa: F401
+
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 from tqdm import tqdm

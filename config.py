@@ -117,7 +117,7 @@ class Optimisation:
 class Machine:
     """Hardware, precision and seed"""
 
-    amp: Literal["auto", "bf16", "off"] = "auto"  # mixed precision; auto: bf16 where the hardware supports it, else off
+    amp: Literal["auto", "bf16", "off"] = "auto"  # mixed precision; auto: bf16 where it is faster, else off
     compile: Free[bool] = False  # torch.compile the networks: slow to start, faster per step on a GPU
     recompute: Free[bool] = False  # recompute residual blocks in the backward pass: less memory, more time, same result
     device: Free[str] = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first available of cuda, mps, cpu

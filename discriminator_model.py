@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from generator_model import InstanceNorm
+from generator_model import InstanceNorm, NormedConv2d
 
 Norm = Literal["instance", "none"]
 LEAK = 0.2  # LeakyReLU's slope below zero (paper section 7.2).
@@ -48,12 +48,12 @@ class Discriminator(nn.Module):
         spectral: bool = False,
     ) -> None:
         super().__init__()
-        c = base_channels
+        c, inner = base_channels, inner_conv(norm)
         self.patches = nn.Sequential(
             nn.Conv2d(3, c, 4, stride=2, padding=1), nn.LeakyReLU(LEAK, True),
-            nn.Conv2d(c, 2 * c, 4, stride=2, padding=1), norm_layer(norm), nn.LeakyReLU(LEAK, True),
-            nn.Conv2d(2 * c, 4 * c, 4, stride=2, padding=1), norm_layer(norm), nn.LeakyReLU(LEAK, True),
-            nn.Conv2d(4 * c, 8 * c, 4, stride=1, padding=1), norm_layer(norm), nn.LeakyReLU(LEAK, True),
+            inner(c, 2 * c, 4, stride=2, padding=1), norm_layer(norm), nn.LeakyReLU(LEAK, True),
+            inner(2 * c, 4 * c, 4, stride=2, padding=1), norm_layer(norm), nn.LeakyReLU(LEAK, True),
+            inner(4 * c, 8 * c, 4, stride=1, padding=1), norm_layer(norm), nn.LeakyReLU(LEAK, True),
             nn.Conv2d(8 * c, 1, 4, stride=1, padding=1),
         )  # fmt: skip
         self.whole = GlobalHead(4 * c, side=global_side // 8, norm=norm) if global_side else None
@@ -89,7 +89,7 @@ class GlobalHead(nn.Module):
         k, width = channels, 2 * channels
         layers: list[nn.Module] = []
         for _ in range(max(0, round(math.log2(side / GLOBAL_SIDE)))):
-            layers.append(nn.Conv2d(k, width, 4, stride=2, padding=1))
+            layers.append(inner_conv(norm)(k, width, 4, stride=2, padding=1))
             layers += [InstanceNorm()] if norm == "instance" else []
             layers.append(nn.LeakyReLU(LEAK, True))
             k = width
@@ -103,6 +103,11 @@ class GlobalHead(nn.Module):
         pooled = torch.cat([y.mean(dim=(2, 3)), y.amax(dim=(2, 3)), std], dim=1)  # (N, 3k)
         score: Tensor = self.linear(pooled)[:, :, None, None]  # (N, 1, 1, 1)
         return score
+
+
+def inner_conv(norm: Norm) -> type[nn.Conv2d]:
+    """The class of a convolution in front of `norm_layer`."""
+    return NormedConv2d if norm == "instance" else nn.Conv2d
 
 
 def norm_layer(norm: Norm) -> nn.Module:

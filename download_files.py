@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import openmp  # noqa: F401
+
 from filelock import FileLock, Timeout
 
 from config import PRESETS, Config

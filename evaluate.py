@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import openmp  # noqa: F401
+
 import numpy as np
 import torch
 from torch import Tensor, nn

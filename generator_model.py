@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 Padding = Literal["reflect", "zero", "reflect-all"]
 Upsampling = Literal["transposed", "resize"]
 SKIP_LIMIT = 0.999  # |x| is clamped to this before atanh, which costs an eighth of one 8-bit grey level at most.
+NORM_EPSILON = 1e-5  # Instance norm adds this to the variance, as torch's own does.
 MAX_STRENGTH = 3.0  # Translations that are exaggerated further than this only gain artefacts.
 
 
@@ -61,12 +62,12 @@ class Generator(nn.Module):
         c, self.global_skip, self.recompute = base_channels, global_skip, recompute
         strided: Literal["reflect", "zeros"] = "reflect" if padding == "reflect-all" else "zeros"
         self.stem = nn.Sequential(
-            *padded_conv(3, c, 7, padding), *([InstanceNorm()] if norm_first else []), nn.ReLU(True)
+            *padded_conv(3, c, 7, padding, normed=norm_first), *([InstanceNorm()] if norm_first else []), nn.ReLU(True)
         )
         self.down = nn.Sequential(
-            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1, padding_mode=strided),
+            NormedConv2d(c, 2 * c, 3, stride=2, padding=1, padding_mode=strided),
             InstanceNorm(), nn.ReLU(True),
-            nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1, padding_mode=strided),
+            NormedConv2d(2 * c, 4 * c, 3, stride=2, padding=1, padding_mode=strided),
             InstanceNorm(), nn.ReLU(True),
         )  # fmt: skip
         self.residuals = nn.Sequential(*(ResidualBlock(4 * c, padding) for _ in range(num_residuals)))
@@ -76,7 +77,7 @@ class Generator(nn.Module):
             upsampling_conv(2 * c, c, upsampling),
             InstanceNorm(), nn.ReLU(True),
         )  # fmt: skip
-        self.last = nn.Sequential(*padded_conv(c, 3, 7, padding))
+        self.last = nn.Sequential(*padded_conv(c, 3, 7, padding, normed=False))
 
         for layer in self.modules():
             if init_std and isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -118,8 +119,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, padding: Padding) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            *padded_conv(channels, channels, 3, padding), InstanceNorm(), nn.ReLU(True),
-            *padded_conv(channels, channels, 3, padding), InstanceNorm(),
+            *padded_conv(channels, channels, 3, padding, normed=True), InstanceNorm(), nn.ReLU(True),
+            *padded_conv(channels, channels, 3, padding, normed=True), InstanceNorm(),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,23 +128,40 @@ class ResidualBlock(nn.Module):
         return y
 
 
+class NormedConv2d(nn.Conv2d):
+    """A convolution with instance norm behind it, which subtracts whatever its bias adds: the bias is not computed.
+
+    It stays among the weights, so that files of weights have the entries that the paper's code gives them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, None)  # type: ignore[no-any-return]
+
+
+class NormedConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution with instance norm behind it, see `NormedConv2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return F.conv_transpose2d(x, self.weight, None, self.stride, self.padding, self.output_padding)  # type: ignore[arg-type]
+
+
 class ResizeConv(nn.Conv2d):
     """Nearest-neighbour resizing by 2, then the 3x3 convolution, in 4/9 of the work: as one transposed convolution.
 
     Resizing by repetition is a transposed convolution of stride 2 with a 2x2 kernel of ones, so both in a row are one
-    whose 4x4 kernel is the convolution of the two kernels.
+    whose 4x4 kernel is the convolution of the two kernels. Instance norm follows, see `NormedConv2d`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = 4 * F.avg_pool2d(F.pad(self.weight.flip(2, 3), [1] * 4), 2, stride=1)  # (out, in, 4, 4)
-        return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, stride=2, padding=1)  # (N, out, 2H, 2W)
+        return F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2, padding=1)  # (N, out, 2H, 2W)
 
 
 def upsampling_conv(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.Module:
     """A 3x3 convolution that doubles the sides, as one layer, so that its weights have the same names either way."""
     if upsampling == "resize":
         return ResizeConv(in_channels, out_channels, 3, padding=1)
-    return nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1)
+    return NormedConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1)
 
 
 class InstanceNorm(nn.Module):
@@ -151,19 +169,25 @@ class InstanceNorm(nn.Module):
 
     Maps (N, C, H, W) to the same shape and dtype; sums are at least float32. It is computed as group norm with one
     channel a group, the same function: torch's own instance norm is slower on a CPU, and its gradient is wrong there
-    for a batch of one image whose incoming gradient is `channels_last`.
+    for a batch of one image whose incoming gradient is `channels_last`. The native operator is called, because autocast
+    would copy the input of `F.group_norm` to float32 on a GPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # autocast would copy x to float32 on a GPU
-            return F.group_norm(x, x.shape[1])  # (N, C, H, W)
+        n, c, h, w = x.shape
+        y, _, _ = torch.native_group_norm(x, None, None, n, c, h * w, c, NORM_EPSILON)  # (N, C, H, W)
+        return y
 
 
-def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Padding) -> list[nn.Module]:
-    """A convolution of stride 1 that keeps the size, as a list of layers: reflection padding is a layer of its own."""
+def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Padding, *, normed: bool) -> list[nn.Module]:
+    """A convolution of stride 1 that keeps the size, as a list of layers: reflection padding is a layer of its own.
+
+    `normed` tells whether instance norm follows.
+    """
+    conv = NormedConv2d if normed else nn.Conv2d
     if padding == "zero":
-        return [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)]
-    return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(in_channels, out_channels, kernel)]
+        return [conv(in_channels, out_channels, kernel, padding=kernel // 2)]
+    return [nn.ReflectionPad2d(kernel // 2), conv(in_channels, out_channels, kernel)]
 
 
 def blend(image: Tensor, translation: Tensor, strength: float) -> Tensor:

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import openmp  # noqa: F401
+
 from config import to_dict
 from console import UserError, command, printable, some_path
 from training.checkpoint import naming

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 
+import openmp  # noqa: F401
+
 from config import PRESETS, Config
 from console import UserError, command, printable, printing
 from training.command_line import parse_args
@@ -50,10 +52,10 @@ from training.checkpoint import lock_run
 from training.diff_augment import Augment, draw_augmentation
 from training.health import check_finite
 from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_loss, r1_penalty
-from training.model import CycleGAN, backward, step_optimizer
+from training.model import CycleGAN, backward, in_bf16, step_optimizer
 from training.run import Run, explained_failures, open_device, stop_requests
 from training.run_log import open_log, say_finished_already
-from utils import normalize, seed_everything, uses_bf16
+from utils import normalize, seed_everything
 from weights.load import load_networks
 
 VALIDATION_IMAGES = 300  # Evaluations during training use at most this many images of each domain.
@@ -223,7 +225,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
 
     # Build the networks; resume the run where it was interrupted, or start it from trained ones if asked to.
     seed_everything(config.seed)
-    model = CycleGAN(config, device, amp=uses_bf16(config.amp, device))
+    model = CycleGAN(config, device, amp=in_bf16(config, device))
     run = Run(folder, config, data, steps_per_epoch)
     if not run.start_or_resume(model) and config.init_from:
         start_from_trained(model, config)

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+import openmp  # noqa: F401
+
 from PIL import Image
 from tqdm import tqdm
 

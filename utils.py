@@ -22,6 +22,7 @@ from console import printable as printable
 from images.colours import to_rgb
 from images.files import decode, opened_image
 
+BF16_SIDE, BF16_CHANNELS = 128, 64  # From these on bfloat16 is faster on a CPU, see docs/PERFORMANCE.md.
 Template = tuple[tuple[float, float], ...]  # A face's five landmarks (x, y) as fractions of its crop's side.
 
 
@@ -123,7 +124,7 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16, so that autocast makes it faster.
+    """Whether the device has instructions for bfloat16, so that autocast makes large networks faster.
 
     These are CUDA GPUs since Ampere (compute capability 8.0), and CPUs with AVX512-BF16 or AMX. torch has reported the
     latter since 2.11; earlier versions count every CPU as slow.
@@ -134,9 +135,21 @@ def has_fast_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def uses_bf16(amp: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: yes for `amp` "bf16", no for "off", and only if that is fast for "auto"."""
-    return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
+def uses_bf16(amp: str, device: torch.device, *, image_size: int, base_channels: int) -> bool:
+    """Whether to train in bfloat16: yes for `amp` "bf16", no for "off", and only if that is faster for "auto".
+
+    On a CPU small networks are slower in bfloat16, even with instructions for it: converting costs more than it saves.
+
+    Args:
+        amp: the knob.
+        device: where to train.
+        image_size: side of the training images, px.
+        base_channels: channels of the networks' first layer.
+    """
+    if amp == "auto":
+        is_large = image_size >= BF16_SIDE and base_channels >= BF16_CHANNELS
+        return has_fast_bf16(device) and (is_large or device.type != "cpu")
+    return amp == "bf16"
 
 
 def fast_layout(device: torch.device, bf16: bool, compiled: bool = False) -> torch.memory_format:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS: dict[str, set[str]] = {  # by room, a file or a package: what of ours it may import; its own files come on top
     "config": set(),
+    "openmp": set(),
     "console": set(),
     "images": set(),
     "utils": {"console", "images"},
@@ -73,17 +75,20 @@ def tree_of(module: str) -> ast.Module:
 
 def imports_of(module: str, top_only: bool = False) -> set[str]:
     """Dotted names of all modules that a file imports, wherever in the file."""
-    found: set[str] = set()
     tree = tree_of(module)
-    for node in tree.body if top_only else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} imports relatively"
-            assert all(alias.name != "*" for alias in node.names), f"{module} imports *"
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= inner & set(MODULES) or {node.module or ""}
-    return found
+    return {name for node in (tree.body if top_only else ast.walk(tree)) for name in named_in(node)}
+
+
+def named_in(node: ast.AST) -> set[str]:
+    """Dotted names of the modules that a statement imports; nothing if it imports none."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if not isinstance(node, ast.ImportFrom):
+        return set()
+    assert node.level == 0, f"{ast.unparse(node)} imports relatively"
+    assert all(alias.name != "*" for alias in node.names), f"{ast.unparse(node)} imports everything"
+    inner = {f"{node.module}.{alias.name}" for alias in node.names}
+    return inner & set(MODULES) or {node.module or ""}
 
 
 def ours(module: str) -> set[str]:
@@ -124,6 +129,13 @@ def test_what_answers_before_torch_is_loaded_loads_no_torch(module: str) -> None
     assert not {name.split(".")[0] for name in imports_of(module)} & {"torch", "torchvision", "numpy", "utils"}
 
 
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_programs_set_the_threads_waiting_before_they_import_any_library(module: str) -> None:
+    names = [name for node in tree_of(module).body for name in named_in(node)]
+    others = [name for name in names if name.split(".")[0] not in sys.stdlib_module_names]
+    assert others[0] == "openmp"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_libraries_stay_in_their_rooms(module: str) -> None:
     for name in imports_of(module):
@@ -154,6 +166,7 @@ def test_importing_a_file_does_no_work(module: str) -> None:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         main_guard = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
         before_import = ast.unparse(node).startswith("os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE'")
+        before_import |= module == "openmp" and isinstance(node, ast.If)
         assert isinstance(node, allowed) or docstring or main_guard or before_import, f"{module} line {node.lineno}"
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
             calls = {ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)}

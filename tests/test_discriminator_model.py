@@ -121,7 +121,7 @@ def test_the_global_score_equals_one_written_with_functions_and_stands_beside_ev
 def test_scores_are_linear_and_the_first_layer_has_no_norm() -> None:
     layers = list(Discriminator(2).patches)
     assert isinstance(layers[-1], nn.Conv2d)
-    assert [type(layer).__name__ for layer in layers[:3]] == ["Conv2d", "LeakyReLU", "Conv2d"]
+    assert [type(layer).__name__ for layer in layers[:3]] == ["Conv2d", "LeakyReLU", "NormedConv2d"]
     assert sum(isinstance(layer, InstanceNorm) for layer in layers) == 3
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from generator_model import SKIP_LIMIT, Generator, ResizeConv, Upsampling, blend, upsampling_conv
@@ -59,12 +59,26 @@ def test_forward_equals_the_paper_written_with_functions(padding: str, mode: str
     torch.testing.assert_close(generator(x), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("upsampling", ["transposed", "resize"])
+def test_biases_in_front_of_instance_norm_change_nothing_and_stay_as_they_are(upsampling: Upsampling) -> None:
+    generator = Generator(1, 4, upsampling=upsampling)
+    biases = {name: p for name, p in generator.named_parameters() if name.endswith("bias")}
+    x = torch.rand(1, 3, 16, 16) * 2 - 1
+    before = generator(x)
+    before.mean().backward()
+    assert [name for name, bias in biases.items() if bias.grad is not None] == ["last.1.bias"]
+    for name, bias in biases.items():
+        if name != "last.1.bias":
+            nn.init.normal_(bias)
+    assert torch.equal(generator(x), before)
+
+
 def test_resizing_and_convolving_equals_the_two_in_turn() -> None:
     """It is computed as one transposed convolution."""
     layer = ResizeConv(5, 3, 3, padding=1).double()
     x = torch.randn(2, 5, 6, 8, dtype=torch.float64)
     resized = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    expected = F.conv2d(resized, layer.weight, layer.bias, padding=1)
+    expected = F.conv2d(resized, layer.weight, padding=1)  # The bias is left out: instance norm follows.
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -158,12 +158,14 @@ def test_characters_that_cannot_be_printed_are_escaped() -> None:
 
 
 @pytest.mark.parametrize(("ability", "fast"), [("avx512_bf16", True), ("amx_bf16", True), ("avx512_f", False)])
-def test_auto_uses_bfloat16_on_cpus_with_instructions_for_it(
+def test_auto_uses_bfloat16_for_large_networks_on_cpus_with_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, ability: str, fast: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {ability: True}, raising=False)
     cpu = torch.device("cpu")
-    assert [uses_bf16(amp, cpu) for amp in ("auto", "bf16", "off")] == [fast, True, False]
+    for size, channels, large in ((128, 64, True), (124, 64, False), (128, 63, False), (256, 128, True)):
+        used = [uses_bf16(amp, cpu, image_size=size, base_channels=channels) for amp in ("auto", "bf16", "off")]
+        assert used == [fast and large, True, False]
 
 
 @pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
@@ -171,7 +173,7 @@ def test_auto_uses_bfloat16_on_gpus_since_ampere(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fast: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert uses_bf16("auto", torch.device("cuda:1")) == fast
+    assert uses_bf16("auto", torch.device("cuda:1"), image_size=64, base_channels=32) == fast
 
 
 def test_the_layout_is_channels_last_only_where_that_is_fast() -> None:

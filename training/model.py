@@ -18,7 +18,7 @@ from training import distributed
 from training.checkpoint import MODEL_ENTRIES, CheckpointError
 from training.losses import ImagePool
 from training.torch_file import UnusableFileError, check_finite, fitting_tensors, plain_tensors
-from utils import fast_layout
+from utils import fast_layout, uses_bf16
 
 BETA2 = 0.999  # Adam's decay rate of the squared gradient's mean, as in the paper's code.
 EMA_WARM_UP = 3  # The decay of the generators' average is at most steps / (steps + EMA_WARM_UP).
@@ -103,6 +103,11 @@ class CycleGAN:
                 load_pool(own, state[name], side=self.image_side, name=name)
             else:
                 load_adam(own, state[name], name=name)
+
+
+def in_bf16(config: Config, device: torch.device) -> bool:
+    """Whether this configuration trains in bfloat16 on this device."""
+    return uses_bf16(config.amp, device, image_size=config.image_size, base_channels=config.base_channels)
 
 
 def build_adam(networks: Sequence[nn.Module], config: Config) -> torch.optim.Adam:

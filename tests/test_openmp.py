@@ -1,0 +1,74 @@
+"""How long OpenMP's threads wait for one another before they sleep."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+
+import openmp
+
+import pytest
+from conftest import ROOT
+
+STEPS = """
+import openmp, statistics, time
+import torch
+from config import Config
+from training.model import CycleGAN
+from train import train_step
+config = Config(image_size=64, base_channels=16, num_residuals=2, amp="off")
+model = CycleGAN(config, torch.device("cpu"))
+reals = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+times = []
+for _ in range(7):
+    start = time.perf_counter()
+    train_step(model, *reals, config=config)
+    times.append(time.perf_counter() - start)
+print(statistics.median(times[2:]))
+"""
+
+
+@pytest.fixture
+def no_choice(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment in which the user has set nothing."""
+    for name in openmp.USERS_CHOICES:
+        monkeypatch.setenv(name, "")  # so that the test ends with what was there before
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_threads_go_to_sleep_soon(no_choice: pytest.MonkeyPatch) -> None:
+    importlib.reload(openmp)
+    assert os.environ["GOMP_SPINCOUNT"] == str(openmp.SPIN_COUNT)
+
+
+@pytest.mark.parametrize("name", openmp.USERS_CHOICES)
+def test_what_the_user_has_set_stays(no_choice: pytest.MonkeyPatch, name: str) -> None:
+    no_choice.setenv(name, "7")
+    importlib.reload(openmp)
+    assert {key: os.environ.get(key) for key in openmp.USERS_CHOICES} == dict.fromkeys(openmp.USERS_CHOICES) | {
+        name: "7"
+    }
+
+
+def seconds_per_step() -> float:
+    """Median time of a training step in a process of its own, with as many threads as PyTorch chooses."""
+    environment = {key: value for key, value in os.environ.items() if key not in openmp.USERS_CHOICES}
+    output = subprocess.run([sys.executable, "-c", STEPS], env=environment, cwd=ROOT, check=True, capture_output=True)
+    return float(output.stdout)
+
+
+@pytest.mark.slow
+def test_training_does_not_collapse_beside_two_busy_programs() -> None:
+    """Each of three busy threads or more gets its share of the cores, and no step waits for a thread that waits."""
+    alone = seconds_per_step()
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        beside = seconds_per_step()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert beside < 5 * alone
