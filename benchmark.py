@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from config import PRESETS, Config
 from dataset import EpochBatches, Folders, UnpairedDataset, build_loader, running, training_images
@@ -81,7 +82,7 @@ def times_in_turn(
         for action in actions:
             action()
     times: list[list[float]] = [[] for _ in actions]
-    for _ in range(num_turns):
+    for _ in tqdm(range(num_turns), unit=" turns", leave=False, disable=None):
         for action, own_times in zip(actions, times, strict=True):
             own_times.append(seconds_of(action, device, calls=STEPS_PER_TURN.get(device.type, 1)))
     return times
@@ -202,7 +203,7 @@ def measure_translation(config: Config, device: torch.device, *, compare: bool) 
         return translated
 
     rows: dict[str, Figures] = {}
-    for size in TRANSLATION_BATCHES:
+    for size in tqdm(TRANSLATION_BATCHES, unit=" batch sizes", leave=False, disable=None):
         images = random_images(config, device, count=size)
         seconds = median_seconds(partial(translate, generator, images, amp), device)
         row = {"images/s": size / seconds}
