@@ -308,14 +308,14 @@ def _check_words(config: Config) -> None:
     for name in ("domain_a", "domain_b", "run_name"):
         word = getattr(config, name)
         if not word.strip() or not word.isprintable() or word in (".", "..") or re.search(r"[/\\]", word):
-            raise ValueError(f"{name} must be a plain folder name, got {word!r}")
+            raise ValueError(f"{name} must be a plain folder name, got {short_repr(word)}")
     if config.domain_a.lower() == config.domain_b.lower():
-        raise ValueError(f"domain_b must differ from domain_a, got {config.domain_b!r} for both")
+        raise ValueError(f"domain_b must differ from domain_a, got {short_repr(config.domain_b)} for both")
     for name in ("data_dir", "runs_dir"):
         if not getattr(config, name):
             raise ValueError(f"{name} must not be empty")
     if not re.fullmatch(DEVICES, config.device):
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {short_repr(config.device)}")
 
 
 PRESETS = {"default": Config()} | {
@@ -340,7 +340,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     """
     unknown = values.keys() - {field.name for field in fields(Config)}
     if unknown:
-        raise ValueError(f"unknown configuration fields: {', '.join(sorted(map(str, unknown)))}")
+        raise ValueError(f"unknown configuration fields: {short_repr(sorted(unknown, key=str))}")
     return Config(**(BEFORE_THE_KNOB | dict(values)))
 
 

@@ -135,12 +135,23 @@ def test_a_knob_newer_than_the_file_gets_the_value_of_the_time_before_it() -> No
         {"lambda_cycle": float("inf")},
         {"beta1": float("nan")},
         {"domain_a": b"x" * 10**6},
+        {"domain_a": "/" * 10**6},
+        {"domain_a": "x" * 10**6, "domain_b": "X" * 10**6},
+        {"device": "x" * 10**6},
     ],
 )
 def test_values_of_wrong_type_size_or_unknown_name_are_refused_in_a_line(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))) as error:
         from_dict(values)
     assert len(str(error.value)) < 200
+
+
+def test_unknown_knobs_with_long_or_many_names_are_refused_in_a_line() -> None:
+    for names in (["x" * 10**6], ["\33[2J"], [f"knob {number}" for number in range(1000)], [b"x", 5, ("a", None)]):
+        with pytest.raises(ValueError, match="unknown configuration fields") as error:
+            from_dict(dict.fromkeys(names, 1))  # type: ignore[arg-type]
+        assert len(str(error.value)) < 300
+        assert str(error.value).isprintable()
 
 
 def test_places_and_hardware_may_change_on_resume_and_what_is_learned_may_not() -> None:
