@@ -200,7 +200,10 @@ def _open(source: Source, check: Callable[[Image.Image], None]) -> Image.Image:
 def _open_checked(
     source: Source, formats: tuple[str, ...], check: Callable[[Image.Image], None]
 ) -> ImageFile.ImageFile:
-    image = Image.open(source, formats=formats)
+    try:
+        image = Image.open(source, formats=formats)
+    except MemoryError as error:  # Opening reads the head of a file; that of a JPEG 2000 file may claim any length.
+        raise OSError("damaged: its head claims to be larger than any file") from error
     try:
         check(image)
     except BaseException:

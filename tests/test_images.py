@@ -198,6 +198,15 @@ def test_a_truncated_picture_is_an_error_all_the_same(kind: str) -> None:
         read_image(io.BytesIO(whole[: len(whole) * 2 // 3]))
 
 
+def test_a_head_that_claims_an_absurd_length_is_damage_and_not_a_full_memory(tmp_path: Path) -> None:
+    start = b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 \0\0\0\0jp2 "
+    (tmp_path / "x.jp2").write_bytes(start + struct.pack(">I4sQ", 1, b"jp2h", 2**50) + bytes(40))
+    with pytest.raises(OSError, match="damaged: its head claims to be larger"):
+        read_image(tmp_path / "x.jp2")
+    ((_, reason),) = scan_folder(tmp_path).left_out
+    assert "its head claims" in reason
+
+
 def test_what_was_left_out_is_noted() -> None:
     notes: list[str] = []
     whole = encode(make_image(1), "PNG")
