@@ -57,6 +57,12 @@ def command(main: Main) -> Callable[..., int]:
     return wrapped
 
 
+def end_at_once_on_interrupt() -> None:
+    """Until `command` takes over, Ctrl-C ends the program at once, instead of with a traceback out of its imports."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def _signals_that_unwind() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block with SystemExit, so that half-written files are removed, as after Ctrl-C.
@@ -69,12 +75,12 @@ def _signals_that_unwind() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only.
-        numbers = []
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+        names = []
+    numbers = [number for name in names if signal.getsignal(number := getattr(signal, name)) == signal.SIG_DFL]
     for number in numbers:
-        signal.signal(number, end)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else end)
     try:
         yield
     finally:

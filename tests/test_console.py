@@ -17,7 +17,7 @@ from conftest import ROOT, make_folders
 from tqdm import tqdm
 
 import check_data
-from console import command, count, is_out_of_memory, memory_advice, reason_of
+from console import command, count, end_at_once_on_interrupt, is_out_of_memory, memory_advice, reason_of
 from training.run import stop_requests
 from utils import UserError, atomic_write
 
@@ -119,6 +119,26 @@ def test_a_signal_that_is_ignored_from_the_start_stays_ignored() -> None:
         assert main() == 7
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interrupt_ends_a_program_at_once_while_it_starts_and_unwinds_it_later() -> None:
+    usual = signal.getsignal(signal.SIGINT)
+
+    @command
+    def main(argv: Sequence[str] | None = None) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    try:
+        end_at_once_on_interrupt()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert main([]) == 128 + signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # also while Python ends
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        end_at_once_on_interrupt()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def test_a_second_signal_ends_training_and_removes_its_unfinished_file(tmp_path: Path) -> None:
