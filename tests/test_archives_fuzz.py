@@ -1,7 +1,4 @@
-"""Random archives are unpacked to what was packed; random damage to them is refused in words and leaves nothing behind.
-
-The examples are the same in every run. Set FUZZ_EXAMPLES to try that many random ones instead, in each test.
-"""
+"""Random archives are unpacked to what was packed; damaged ones are refused in words and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -18,14 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import damaged, fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from downloads.archives import MAX_RATIO, check_archive, is_archive, unpack
 from utils import UserError
 
 pytestmark = pytest.mark.slow
-WANTED = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 Files = dict[str, bytes]
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes, "gz": lambda data: gzip.compress(data, 1), "bz2": lambda data: bz2.compress(data, 1),
@@ -73,18 +70,6 @@ def tarred(files: Files, form: int, kinds: list[bytes]) -> bytes:
     return buffer.getvalue()
 
 
-@st.composite
-def damaged(draw: st.DrawFn, data: bytes) -> bytes:
-    """Bytes that are overwritten, cut out, doubled or cut off at up to four places."""
-    for _ in range(draw(st.integers(0, 4))):
-        start = draw(st.integers(0, max(0, len(data) - 1)))
-        length = draw(st.sampled_from([1, 4, 12, 100, 512]))
-        piece = data[start : start + length]
-        new = draw(st.one_of(st.sampled_from([b"", piece * 2, *SIGNIFICANT]), st.binary(max_size=12)))
-        data = data[:start] if draw(st.integers(0, 9)) == 0 else data[:start] + new + data[start + len(new or piece) :]
-    return data
-
-
 def with_checksums(data: bytes) -> bytes:
     """Give every block that looks like the header of a tar the right checksum."""
     blocks = bytearray(data)
@@ -103,13 +88,14 @@ def archives(draw: st.DrawFn) -> bytes:
     files = {name: content for name, content in files.items() if len(name.encode(errors="replace")) < 60_000}
     if draw(st.booleans()):
         files = {name.encode(errors="replace").decode(): content for name, content in files.items()}
-        return draw(damaged(zipped(files)))
+        return draw(damaged(zipped(files), SIGNIFICANT))
     form = draw(st.sampled_from(FORMS))
     if form == tarfile.USTAR_FORMAT:
         files = {name[:40]: content for name, content in files.items()}
-    data = with_checksums(draw(damaged(tarred(files, form, draw(st.lists(st.sampled_from(KINDS), max_size=5))))))
+    kinds = draw(st.lists(st.sampled_from(KINDS), max_size=5))
+    data = with_checksums(draw(damaged(tarred(files, form, kinds), SIGNIFICANT)))
     data = COMPRESS[draw(st.sampled_from(list(COMPRESS)))](data)
-    return draw(damaged(data)) if draw(st.booleans()) else data
+    return draw(damaged(data, SIGNIFICANT)) if draw(st.booleans()) else data
 
 
 def tree(folder: Path) -> Files:
@@ -123,15 +109,6 @@ def refusal(action: Callable[[], object]) -> str:
     except UserError as error:
         return str(error)
     return ""
-
-
-def fuzz(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Settings for a test: fixed examples, or WANTED random ones."""
-    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-    return settings(
-        max_examples=WANTED or examples, derandomize=not WANTED, deadline=None, database=None,
-        suppress_health_check=slow,
-    )  # fmt: skip
 
 
 @fuzz(200)
