@@ -6,6 +6,7 @@ import argparse
 import errno
 import functools
 import io
+import math
 import os
 import re
 import select
@@ -188,6 +189,24 @@ def some_text(text: str) -> str:
 def some_path(text: str) -> Path:
     """A path from the command line, for argparse; "" would be the current folder, which nobody means by it."""
     return Path(some_text(text))
+
+
+def some_count(text: str) -> int:
+    """A whole number of at least 1 from the command line, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
+
+
+def some_number(text: str) -> float:
+    """A finite number above 0 from the command line, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return number
 
 
 # --- Memory

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,17 @@ import openmp  # noqa: F401
 from PIL import Image
 from tqdm import tqdm
 
-from console import UserError, command, is_out_of_memory, memory_advice, printable, some_path, some_text
+from console import (
+    UserError,
+    command,
+    is_out_of_memory,
+    memory_advice,
+    printable,
+    some_count,
+    some_number,
+    some_path,
+    some_text,
+)
 from dataset import measure_faces, scan_folder
 from generator_model import MAX_STRENGTH
 from photos.faces import find_faces
@@ -31,8 +40,8 @@ from photos.smoothing import FaceSmoother
 from photos.translator import Translator, translate_pictures
 from photos.video import translate_video
 from training import distributed
-from utils import atomic_write, pick_device
-from weights.load import Direction, default_weights, load_weights
+from utils import Template, atomic_write, pick_device
+from weights.load import Direction, Weights, default_weights, load_weights
 
 Reader = Callable[[Path | io.BytesIO], Picture]  # This is `read_picture` with the user's options.
 Writer = Callable[[Picture, Path | io.BytesIO], None]  # This is `write_picture` with the user's options.
@@ -67,15 +76,38 @@ def load_translator(
         UserError: the weights, the device or the images do not exist or cannot be used.
     """
     loaded = load_weights(weights)
-    place = pick_device(device, distributed.local_rank())
-    template = loaded.template
+    template = find_template(loaded, crops=crops, like=like)
+    return build_translator(
+        loaded, direction, template=template, device=device, batch_size=batch_size, strength=strength
+    )
+
+
+def find_template(loaded: Weights, *, crops: bool, like: str | os.PathLike[str] | None) -> Template | None:
+    """Where the landmarks of faces lie in the training images; None to translate whole images.
+
+    See `load_translator` for the arguments and errors.
+    """
     if crops:
-        template = None
-    elif like:
-        examples = scan_folder(Path(like))
-        if not examples.files:
-            raise UserError(f"no usable images in {printable(like)}")
-        template = measure_faces(examples.files)
+        return None
+    if not like:
+        return loaded.template
+    examples = scan_folder(Path(like))
+    if not examples.files:
+        raise UserError(f"no usable images in {printable(like)}")
+    return measure_faces(examples.files)
+
+
+def build_translator(
+    loaded: Weights,
+    direction: Direction,
+    *,
+    template: Template | None,
+    device: str = "auto",
+    batch_size: int = 8,
+    strength: float | None = None,
+) -> Translator:
+    """Build the translator of one direction; see `load_translator` for the arguments and errors."""
+    place = pick_device(device, distributed.local_rank())
     generator = loaded.generator(direction)
     if strength is None:
         strength = loaded.strength(direction)
@@ -221,34 +253,53 @@ def translate_stream(
     return picture.notes
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; exit with status 2 and a message if it is wrong."""
-    parser = argparse.ArgumentParser(description="Translate the faces in photographs and videos.")
+def add_translator_flags(parser: argparse.ArgumentParser, *, max_megapixels: float) -> None:
+    """Add the flags for weights, faces and limits to a program's command line; `max_megapixels` is a default."""
     add = parser.add_argument
-    add("photos", nargs="+", type=some_text, metavar="PHOTO", help="images, videos and folders; - reads standard input")
     add(
         "--weights",
         type=some_path,
         help="a run's folder, a checkpoint, or a .safetensors file (your newest run, or the bundled weights)",
     )
+    add("--crops", action="store_true", help="translate whole images: they are already cropped, or do not show faces")
+    add("--like", type=some_path, metavar="DIR", help="images cropped like the training images, if the weights need it")
+    add("--batch-size", type=some_count, default=8, metavar="N", help="translate N images at a time (%(default)s)")
+    add("--max-megapixels", type=some_number, default=max_megapixels, metavar="N", help="skip images with more pixels "
+        "(%(default)s million); translating takes up to 23 bytes of memory a pixel")  # fmt: skip
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
+
+
+def load_chosen_weights(args: argparse.Namespace) -> tuple[Weights, Template | None]:
+    """The weights that the command line names, and their template; says which weights if it names none.
+
+    Raises:
+        UserError: as for `load_translator`.
+    """
+    path = args.weights or default_weights()
+    if not args.weights:
+        print(f"weights: {printable(path)}", file=sys.stderr)
+    loaded = load_weights(path)
+    template = find_template(loaded, crops=args.crops, like=args.like)
+    if template is None and not args.crops:
+        reason = "the images of --like show no faces" if args.like else "the weights record no faces (see --like)"
+        print(f"translating whole images: {reason}", file=sys.stderr)
+    return loaded, template
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; exit with status 2 and a message if it is wrong."""
+    parser = argparse.ArgumentParser(description="Translate the faces in photographs and videos.")
+    add = parser.add_argument
+    add("photos", nargs="+", type=some_text, metavar="PHOTO", help="images, videos and folders; - reads standard input")
+    add_translator_flags(parser, max_megapixels=DEFAULT_MAX_MEGAPIXELS)
     add("--direction", choices=("ab", "ba"), default="ab", help="a to b (European to Asian) or b to a (%(default)s)")
     add("--strength", type=float, metavar="S", help="0: no change, 1: what the network gives, up to 3: more (default: "
         "what is stored with the weights, else 1)")  # fmt: skip
     add("--out", type=some_path, help="the folder to write to (translated), or a file for a single photograph or video")
     add("--overwrite", action="store_true", help="also replace files that are not results of this program")
-    add("--crops", action="store_true", help="translate whole images: they are already cropped, or do not show faces")
-    add("--like", type=some_path, metavar="DIR", help="images cropped like the training images, if the weights need it")
     add("--side-by-side", action="store_true", help="write before and after next to each other in one image or video")
     add("--no-metadata", action="store_true", help="do not record in the file that a trained model changed the image")
-    add("--batch-size", type=int, default=8, metavar="N", help="translate N images at a time (%(default)s)")
-    add("--max-megapixels", type=float, default=DEFAULT_MAX_MEGAPIXELS, metavar="N", help="skip images with more "
-        "pixels (%(default)s million); translating takes up to 23 bytes of memory a pixel")  # fmt: skip
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        parser.error(f"argument --batch-size: must be at least 1, got {args.batch_size}")
-    if not 0 < args.max_megapixels < math.inf:
-        parser.error(f"argument --max-megapixels: must be more than 0, got {args.max_megapixels:g}")
     if "-" in args.photos and len(args.photos) > 1:
         parser.error("argument PHOTO: - cannot be combined with other inputs, since its result goes to standard output")
     if "-" in args.photos and args.out:
@@ -263,17 +314,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     read = partial(read_picture, max_megapixels=args.max_megapixels)
     write = partial(write_picture, side_by_side=args.side_by_side, label=not args.no_metadata)
-    weights = args.weights or default_weights()
-    if not args.weights:
-        print(f"weights: {printable(weights)}", file=sys.stderr)
     with memory_advice(MEMORY_ADVICE):
-        translator = load_translator(
-            weights, args.direction, device=args.device, crops=args.crops, like=args.like, batch_size=args.batch_size,
+        loaded, template = load_chosen_weights(args)
+        translator = build_translator(
+            loaded, args.direction, template=template, device=args.device, batch_size=args.batch_size,
             strength=args.strength,
         )  # fmt: skip
-        if translator.template is None and not args.crops:
-            reason = "the images of --like show no faces" if args.like else "the weights record no faces (see --like)"
-            print(f"translating whole images: {reason}", file=sys.stderr)
         if args.photos == ["-"]:
             if sys.stdin is None or sys.__stdout__ is None:
                 raise UserError("the standard input or output is closed")

@@ -33,6 +33,7 @@ ENTRY_POINTS: dict[str, set[str]] = {  # they may import all rooms, and of each 
     "import_weights": set(),
     "download_files": {"import_weights"},
     "check_data": set(),
+    "app": {"translate"},
 }
 ONLY_HERE = {  # libraries and the only files or packages that may import them
     "tyro": {"config", "training.command_line"},
@@ -47,9 +48,11 @@ ONLY_HERE = {  # libraries and the only files or packages that may import them
     "safetensors": {"weights.safetensors_file"},
     "torch_fidelity": {"evaluation"},
     "matplotlib": {"evaluation.report"},
+    "gradio": {"app"},
 }
 NOT_AT_THE_TOP = {
     "av",
+    "gradio",
     "matplotlib",
     "pillow_heif",
     "torch_fidelity",
