@@ -46,6 +46,7 @@ PREVIEW_SIDE = 1280  # The page shows pictures of at most this many px; the file
 STRENGTH_STEP = 0.05
 FIRST_PORT, LAST_PORT = 7860, 65535
 SETTINGS = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
+REFUSAL: dict[str, Any] = {"title": "Not translated", "print_exception": False}
 Page = Any  # This is `gradio.Blocks`; gradio is optional and slow to import.
 Names = Mapping[Direction, str]  # what the page calls each direction
 
@@ -97,11 +98,11 @@ def write_previews(photo: Photo, folder: Path) -> list[str]:
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
         image.info = {}
     small = Photo(before, np.asarray(before), np.asarray(after), photo.regions)
-    options = {"quality": LOSSY_QUALITY}
+    options: dict[str, Any] = {"quality": LOSSY_QUALITY}
     paths = [folder / f"{name}.jpg" for name in ("before", "after", "pair")]
     before.save(paths[0], **options)
     for path, side_by_side in zip(paths[1:], (False, True), strict=True):
-        write_picture(Picture([small], "JPEG", options), path, side_by_side=side_by_side)  # type: ignore[arg-type]
+        write_picture(Picture([small], "JPEG", options), path, side_by_side=side_by_side)
     return [str(path) for path in paths]
 
 
@@ -131,7 +132,7 @@ def build_page(translators: Mapping[Direction, Translator], names: Names, *, max
     def translate(picture: str | None, direction: Direction, strength: float, side_by_side: bool) -> tuple[Any, ...]:
         """Translate the faces in a picture, and return before and after, both in one, the result, and a message."""
         if not picture:
-            raise gr.Error("choose a photograph first", print_exception=False)
+            raise gr.Error("choose a photograph first", **REFUSAL)
         translator = copy(translators[direction])
         translator.strength = strength
         folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
@@ -141,8 +142,13 @@ def build_page(translators: Mapping[Direction, Translator], names: Names, *, max
             )
         except UserError as error:
             shutil.rmtree(folder)
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(str(error), **REFUSAL) from None
 
+    def suggest(direction: Direction, strength: float) -> float:
+        """The strength stored with the weights of a direction, unless the user has chosen another."""
+        return translators[direction].strength if strength in stored else strength
+
+    stored = {translator.strength for translator in translators.values()}
     first = next(iter(translators))
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
         gr.Markdown(INTRO)
@@ -171,7 +177,8 @@ def build_page(translators: Mapping[Direction, Translator], names: Names, *, max
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         done.success(lambda: gr.update(interactive=True), None, download, **hidden)
         picture.change(lambda: (None, None, gr.update(value=None, interactive=False), ""), None, results, **hidden)
-        direction.input(lambda d: translators[d].strength, direction, strength, **hidden)
+        if len(stored) > 1:
+            direction.input(suggest, [direction, strength], strength, **hidden)
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
@@ -186,7 +193,7 @@ def _take_uploads_as_they_are(picture: Any) -> None:
 
     async def move_upload(path: str | Path | None) -> str | None:
         if "://" in str(path):
-            raise gr.Error("upload the picture: this page fetches nothing from other addresses", print_exception=False)
+            raise gr.Error("upload the picture: this page fetches nothing from other addresses", **REFUSAL)
         moved: str | None = await move(path)
         return moved
 
@@ -203,12 +210,13 @@ def open_page(build: Callable[[], Page], *, host: str | None = None, port: int |
         host: the address to listen at; None is that in GRADIO_SERVER_NAME, or this computer alone.
         port: None is that in GRADIO_SERVER_PORT, or the first free one from 7860.
     """
+    os.environ |= SETTINGS
+    try:
+        import gradio as gr
+    except ImportError:
+        raise UserError("the page needs gradio: pip install -r requirements-extra.txt") from None
     with tempfile.TemporaryDirectory(prefix="page_") as folder:
-        os.environ |= SETTINGS | {"GRADIO_TEMP_DIR": folder}
-        try:
-            import gradio as gr
-        except ImportError:
-            raise UserError("the page needs gradio: pip install -r requirements-extra.txt") from None
+        os.environ["GRADIO_TEMP_DIR"] = folder
         page = build()
         try:
             page.launch(

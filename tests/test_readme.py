@@ -41,8 +41,17 @@ EXPECTED = {  # what a program prints when it has done its work
     "import_weights.py": "wrote my_weights.safetensors",
     "download_files.py": "data set: ",
 }
-OTHER_FLAGS = {"logdir", "nproc-per-node", "nnodes", "node-rank", "master-addr", "index-url"}  # of other programs
-OTHER_COMMANDS = ("python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt",
+OTHER_FLAGS = {
+    "build-arg",
+    "gpus",
+    "logdir",
+    "nproc-per-node",
+    "nnodes",
+    "node-rank",
+    "master-addr",
+    "index-url",
+}  # of other programs
+OTHER_COMMANDS = ("python app.py", "python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt",
                   "pip install -r requirements-extra.txt", "python -m pytest", "tensorboard --logdir runs",
                   "torchrun --nproc-per-node=4 train.py", "torchrun --nproc-per-node=4 translate.py")  # fmt: skip
 
@@ -54,7 +63,7 @@ def commands_in(page: str) -> list[str]:
 
 
 COMMANDS = sorted({command for page in PAGES.values() for command in commands_in(page)})
-PROGRAMS = [command for command in COMMANDS if re.match(r"python \w+\.py", command)]
+PROGRAMS = [command for command in COMMANDS if re.match(r"python (?!app)\w+\.py", command)]  # See test_app.py.
 
 
 @pytest.fixture(scope="module")
