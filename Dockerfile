@@ -8,7 +8,7 @@ RUN pip install --no-cache-dir torch torchvision --index-url "$TORCH_INDEX" \
     && grep -E '^(gradio|pillow-heif)' requirements-extra.txt > requirements-page.txt \
     && pip install --no-cache-dir -r requirements.txt -r requirements-page.txt
 COPY . .
-RUN useradd page
+RUN useradd --create-home page
 USER page
 EXPOSE 7860
 CMD ["python", "app.py", "--host", "0.0.0.0", "--port", "7860"]
