@@ -125,8 +125,8 @@ def _without_folder(line: str, upload: Path) -> str:
 # --- The page
 
 
-def build_page(translators: Mapping[Direction, Translator], names: Names, *, max_megapixels: float) -> Page:
-    """The page, which is not yet served; GRADIO_TEMP_DIR is where its files go."""
+def button_function(translators: Mapping[Direction, Translator], max_megapixels: float) -> Callable[..., Any]:
+    """What the button does; programs can call it as well."""
     import gradio as gr
 
     def translate(picture: str | None, direction: Direction, strength: float, side_by_side: bool) -> tuple[Any, ...]:
@@ -140,13 +140,18 @@ def build_page(translators: Mapping[Direction, Translator], names: Names, *, max
             return translate_upload(
                 translator, Path(picture), folder, side_by_side=side_by_side, max_megapixels=max_megapixels
             )
-        except UserError as error:
+        except Exception as error:
             shutil.rmtree(folder)
-            raise gr.Error(str(error), **REFUSAL) from None
+            if isinstance(error, UserError):
+                raise gr.Error(str(error), **REFUSAL) from None
+            raise
 
-    def suggest(direction: Direction, strength: float) -> float:
-        """The strength stored with the weights of a direction, unless the user has chosen another."""
-        return translators[direction].strength if strength in stored else strength
+    return translate
+
+
+def build_page(translators: Mapping[Direction, Translator], names: Names, *, max_megapixels: float) -> Page:
+    """The page, which is not yet served; GRADIO_TEMP_DIR is where its files go."""
+    import gradio as gr
 
     stored = {translator.strength for translator in translators.values()}
     first = next(iter(translators))
@@ -173,12 +178,15 @@ def build_page(translators: Mapping[Direction, Translator], names: Names, *, max
 
         results = [slider, pair, download, message]
         _take_uploads_as_they_are(picture)
+        translate = button_function(translators, max_megapixels)
         done = button.click(translate, [picture, direction, strength, side_by_side], results, api_name="translate")
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         done.success(lambda: gr.update(interactive=True), None, download, **hidden)
         picture.change(lambda: (None, None, gr.update(value=None, interactive=False), ""), None, results, **hidden)
-        if len(stored) > 1:
-            direction.input(suggest, [direction, strength], strength, **hidden)
+        if len(stored) > 1:  # The strength stored for the direction comes first, unless the user has chosen another.
+            direction.input(
+                lambda d, s: translators[d].strength if s in stored else s, [direction, strength], strength, **hidden
+            )
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
