@@ -51,6 +51,7 @@ from dataset import (
 from discriminator_model import Discriminator
 from evaluation.metrics import paired_report, translate_in_batches
 from evaluation.validation import Validation, strengths_in
+from photos.film import make_film
 from training import distributed
 from training.checkpoint import lock_run
 from training.diff_augment import Augment, draw_augmentation
@@ -58,7 +59,7 @@ from training.health import check_finite
 from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_loss, r1_penalty
 from training.model import CycleGAN, backward, in_bf16, step_optimizer
 from training.run import Run, explained_failures, open_device, stop_requests
-from training.run_log import open_log, say_finished_already
+from training.run_log import open_log, sample_files, say_finished_already, say_what_next
 from utils import normalize, seed_everything
 from weights.load import load_networks
 
@@ -234,7 +235,9 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     if not run.start_or_resume(model) and config.init_from:
         start_from_trained(model, config)
     if run.step >= run.num_steps:
-        say_finished_already(run)
+        if is_first:
+            say_finished_already(run)
+            say_results(run, samples)
         return 0
     if is_first and run.step == 0:
         run.template = measure_faces(images[0].files, images[1].files)
@@ -302,10 +305,11 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
                 log.say(f"{signal.Signals(number).name}: saved after step {run.step}; to resume, run the same command")
             return 128 + number
 
-    # Report where the samples are and, on true pairs, the error.
+    # Report where the samples are and, on true pairs, the error; say what to do next.
     if is_first:
         print(f"finished {run.step} steps; samples in {printable(picture)}")
         report_error(model, samples, config)
+        say_results(run, samples)
     return 0
 
 
@@ -374,6 +378,12 @@ def report_error(model: CycleGAN, samples: Folders, config: Config) -> None:
         truth_a, truth_b = (load_images(folder.files, config.image_size) for folder in samples)
         generators = (model.ema_gen_ab, model.ema_gen_ba)
         print(paired_report(generators, (truth_a, truth_b), domains=domain_names(config)))
+
+
+def say_results(run: Run, samples: Folders) -> None:
+    """Make a film of the run's samples, and say where it is and what to do next."""
+    print(make_film(sample_files(run), run.folder / "samples.mp4"))
+    say_what_next(run, samples[0].path)
 
 
 def start(config: Config) -> int:

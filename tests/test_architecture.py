@@ -39,7 +39,7 @@ ONLY_HERE = {  # libraries and the only files or packages that may import them
     "tyro": {"config", "training.command_line"},
     "albumentations": {"dataset"},
     "cv2": {"dataset", "photos", "evaluation"},
-    "av": {"photos.video", "photos.video_files"},
+    "av": {"photos.film", "photos.video", "photos.video_files"},
     "pillow_heif": {"images.files"},
     "gdown": {"downloads"},
     "requests": {"downloads"},

@@ -46,6 +46,60 @@ def test_flags_win_over_the_preset_wherever_it_stands() -> None:
         assert parse_args(argv) == replace(PRESETS["demo"], image_size=96)
 
 
+def write_json(path: Path, values: object) -> str:
+    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_file_of_values_repeats_a_run_and_flags_win_over_it_wherever_it_stands(name: str, tmp_path: Path) -> None:
+    saved = replace(PRESETS[name], data_dir="Gesichter für später", image_size=96, compile=True, seed=7)
+    path = write_json(tmp_path / "config.json", to_dict(saved))
+    assert parse_args(["--config", path]) == saved
+    for argv in (["--seed", "8", "--no-compile", f"--config={path}"], ["--config", path, "--no-compile", "--seed=8"]):
+        assert parse_args(argv) == replace(saved, seed=8, compile=False)
+
+
+def test_a_file_from_before_a_knob_existed_repeats_its_run(tmp_path: Path) -> None:
+    values = {name: value for name, value in to_dict(Config()).items() if name not in BEFORE_THE_KNOB}
+    assert parse_args(["--config", write_json(tmp_path / "old.json", values)]) == replace(Config(), **BEFORE_THE_KNOB)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"colour": 1, "seed": 3}', "unknown configuration fields: colour"),
+        (b'{"image_size": 30}', "image_size must be a multiple of 4, between 32 and 4096, got 30"),
+        (b'{"image_size": "64"}', "image_size must be of type int, got '64'"),
+        (b'{"seed": 3', "is not a JSON file: Expecting"),
+        (b"\xff\xfe\x00", "is not a JSON file: 'utf-8' codec"),
+        (b"[" * 100_000, "is not a JSON file: maximum recursion depth"),
+        (b"[1, 2]", "holds no values by name"),
+        (None, "No such file or directory; give the config.json of a run"),
+    ],
+)
+def test_a_file_of_values_that_is_of_no_use_is_refused_in_a_line(
+    content: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        parse_args(["--config", str(path)])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: --config {path}")
+    assert printed.count("\n") == 1
+    assert words in printed
+
+
+def test_a_file_of_values_beside_a_preset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_json(tmp_path / "config.json", to_dict(Config()))
+    with pytest.raises(SystemExit):
+        parse_args(["--config", path, "--preset", "demo"])
+    assert "leave out one of them" in capsys.readouterr().err
+
+
 def test_booleans_can_be_set_both_ways_whatever_the_preset_says_and_the_last_one_counts() -> None:
     for name in PRESETS:
         for value in (True, False):

@@ -8,15 +8,20 @@ import itertools
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import Tiny, make_image, train_here
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from config import Config
 from training.run import Run
 from training.run_log import RunLog
+from training.sample_sheet import LINE_HEIGHT, heading_height
+from utils import image_to_tensor, tensor_to_image
 
 NAMES = ["loss/gan_ab", "loss/gan_ba", "loss/cycle_a", "loss/cycle_b", "loss/disc_a", "loss/disc_b"]
 
@@ -105,13 +110,74 @@ def test_a_full_disk_ends_tensorboards_file_with_one_line_and_not_the_run(
     assert threading.excepthook is hook
 
 
-def test_a_sample_is_a_file_and_an_image_in_tensorboard(tmp_path: Path) -> None:
+def test_a_sample_is_a_file_of_both_directions_and_a_titled_picture_of_each_in_tensorboard(tmp_path: Path) -> None:
+    real = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
     with RunLog(Run(tmp_path, Config(max_steps=10), {}, steps_per_epoch=10)) as log:
-        path = log.sample(7, [torch.zeros(2, 3, 32, 32)] * 6)
+        path = log.sample(7, [real, *[torch.zeros(2, 3, 32, 32)] * 5])
     assert path == tmp_path / "samples" / "step_00000007.png"
+    heading, cell = heading_height(), 4 * 34  # images of 32 px are enlarged four times, with their borders of 2 px
     with Image.open(path) as image:
-        assert image.size == (6 * 34 + 2, 2 * 34 + 2)  # two rows of six, with borders of 2 px
-    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == ["samples"]
+        assert image.size == (6 * cell + 8, heading + 2 * cell + 8)
+        pixels = np.asarray(image)
+    first = np.asarray(tensor_to_image(real[0])).repeat(4, axis=0).repeat(4, axis=1)
+    assert np.array_equal(pixels[heading + 8 : heading + 8 + 128, 8 : 8 + 128], first)
+    for column in range(6):
+        assert pixels[LINE_HEIGHT:heading, column * cell : (column + 1) * cell].min() < 100  # a title in black
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["images"] == ["samples/ab", "samples/ba"]
+    assert events.Images("samples/ab")[0].width == 3 * cell + 8
+
+
+def health_texts(run_dir: Path) -> dict[int, str]:
+    """What the page "Is it healthy?" says, by step."""
+    tensors = EventAccumulator(str(run_dir)).Reload().Tensors("health/text_summary")
+    assert len({event.step for event in tensors}) == len(tensors)
+    return {event.step: event.tensor_proto.string_val[0].decode() for event in tensors}
+
+
+def test_the_page_says_what_is_healthy_what_was_wrong_and_what_runs(tmp_path: Path) -> None:
+    images = make_stripes()
+    with RunLog(Run(tmp_path, Config(max_steps=10), {}, steps_per_epoch=10), device="cuda:0 (a GPU)") as log:
+        log.sample(0, [images[0]] * 6)
+        log.sample(8, [*images, images[0], *images, images[0]])
+    texts = health_texts(tmp_path)
+    assert set(texts) == {0, 8}
+    assert "## Warnings up to step 0\n\nnone\n" in texts[0]
+    assert "- warning: translations european to asian have stripes" in texts[8]
+    assert texts[8].count("(step 8)\n") == 2  # one for each direction
+    for words in ("between 0 and 0.87", "- command: `python ", "- commit: ", "- device: cuda:0 (a GPU)"):
+        assert words in texts[8]
+
+
+def make_stripes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Smooth images, (4, 3, 32, 32), and the same with stripes that repeat every 2 px."""
+    smooth = torch.stack([image_to_tensor(make_image(seed, (32, 32))) for seed in range(4)]) * 0.7
+    stripes = 0.1 * torch.cos(torch.pi * torch.arange(32.0))[:, None]
+    return smooth, smooth * 0.8 + 0.1 + stripes
+
+
+def test_a_resumed_run_remembers_the_warnings_up_to_its_checkpoint(tmp_path: Path) -> None:
+    images = make_stripes()
+    with RunLog(Run(tmp_path, Config(max_steps=20), {}, steps_per_epoch=10)) as log:
+        log.sample(4, [*images, images[0], *[images[0]] * 3])
+        log.sample(8, [*[images[0]] * 3, *images, images[0]])
+    assert len((tmp_path / "warnings.txt").read_text().splitlines()) == 2
+    with RunLog(Run(tmp_path, Config(max_steps=20), {}, steps_per_epoch=10, step=6)):
+        pass
+    assert "european to asian have stripes" in health_texts(tmp_path)[6]
+    assert "asian to european have stripes" not in health_texts(tmp_path)[6]
+
+
+def test_the_page_draws_charts_of_scalars_that_a_run_logs(tiny: Tiny) -> None:
+    assert train_here(tiny(max_steps=2)) == 0
+    run_dir = Path(tiny().runs_dir, "tiny")
+    events = EventAccumulator(str(run_dir)).Reload()
+    (event,) = events.Tensors("custom_scalars__config__")
+    (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
+    drawn = [list(chart.multiline.tag) for chart in category.chart]
+    assert category.title == "Is it healthy?"
+    assert drawn[:2] == [["score/real_a", "score/fake_a"], ["score/real_b", "score/fake_b"]]
+    assert {tag for tags in drawn for tag in tags} <= set(events.Tags()["scalars"])
 
 
 def test_without_a_terminal_progress_is_printed_in_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

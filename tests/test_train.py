@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import statistics
@@ -25,11 +26,13 @@ from PIL import Image
 from torch import Tensor
 
 import train
+import translate
 from benchmark import textbook_terms
 from config import BEFORE_THE_KNOB, PRESETS, Config, from_dict
 from training import checkpoint, losses
 from training.model import CycleGAN, backward, ignores_found_inf, step_optimizer
 from training.run import Run
+from training.sample_sheet import heading_height
 from training.textbook_step import Textbook, textbook_step
 from weights.load import export_weights, load_generator
 
@@ -658,7 +661,7 @@ def test_a_run_writes_what_the_readme_promises(tiny: Tiny) -> None:
     assert steps == [6, 12, 18, 21, 24]  # every epoch of six steps for good, and the newest three
     assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step_{s:08d}.png" for s in range(0, 25, 6)]
     with Image.open(run / "samples" / "step_00000024.png") as grid:
-        assert grid.size == (6 * 34 + 2, 2 * 34 + 2)
+        assert grid.size == (4 * (6 * 34 + 2), heading_height() + 4 * (2 * 34 + 2))  # enlarged, below its titles
     with open(run / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(2, 25, 2))
@@ -669,10 +672,26 @@ def test_a_run_writes_what_the_readme_promises(tiny: Tiny) -> None:
     assert rows[0].keys() == names
 
 
+def test_a_finished_run_makes_a_film_and_says_what_to_do_next(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("av")
+    assert train_here(tiny(max_steps=1, run_name="to see")) == 0
+    for limit in (4, 4):  # a resumed run, and one that has nothing left to do
+        (Path(tiny().runs_dir) / "to see" / "samples.mp4").unlink()
+        capsys.readouterr()
+        assert train_here(tiny(max_steps=limit, run_name="to see")) == 0
+        *_, film, translate_with_it, look_at_it = capsys.readouterr().out.splitlines()
+        assert film == f"the samples as a film: {Path(tiny().runs_dir) / 'to see' / 'samples.mp4'}"
+        words = shlex.split(translate_with_it.split(": ")[1])
+        assert words[:2] == ["python", "translate.py"]
+        assert translate.main([*words[2:], "--out", str(Path(tiny().runs_dir, "out"))]) == 0
+        assert look_at_it.startswith(f"to look at it: tensorboard --logdir {tiny().runs_dir} and open http://localhost")
+
+
 def test_the_first_sample_of_a_generator_with_skip_is_its_input(tiny: Tiny) -> None:
     assert train_here(tiny(max_steps=1)) == 0
     with Image.open(Path(tiny().runs_dir, "tiny", "samples", "step_00000000.png")) as grid:
-        cells = [grid.crop((2 + 34 * i, 2, 34 + 34 * i, 34)).tobytes() for i in range(6)]
+        left, top, side = 8, heading_height() + 8, 128  # 32 px and borders of 2 px, enlarged four times
+        cells = [grid.crop((x, top, x + side, top + side)).tobytes() for x in range(left, 6 * 136, 136)]
     assert cells[0] == cells[1] == cells[2]
     assert cells[3] == cells[4] == cells[5]
     assert cells[0] != cells[3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import threading
 import time
@@ -13,18 +14,21 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import to_dict
 from console import count
-from training import distributed
+from training import distributed, health_page
 from training.health import WINDOW, Symptom, symptoms_in_images, symptoms_in_losses
 from training.metrics_file import append_row, drop_rows_after
 from training.model import CycleGAN
 from training.run import Run
-from utils import atomic_write, image_grid, printable, quantize, tensor_to_image
+from training.sample_sheet import column_titles, titled_grid
+from utils import atomic_write, printable
 
 
 class RunLog:
@@ -33,16 +37,17 @@ class RunLog:
     Args:
         run: the run, at the step from which it continues.
         domains: what messages call domains a and b; None for the names in the configuration.
+        device: what the page "Is it healthy?" calls the device and its precision.
     """
 
-    def __init__(self, run: Run, domains: tuple[str, str] | None = None) -> None:
+    def __init__(self, run: Run, domains: tuple[str, str] | None = None, *, device: str = "cpu") -> None:
         config = run.config
         self.run_dir = run.folder
         self.num_steps = run.num_steps
         self.steps_per_epoch = run.steps_per_epoch
         self.images_per_step = 2 * config.batch_size * distributed.count()  # counts both domains and all processes
         a, b = domains or (config.domain_a, config.domain_b)
-        self.names = {"ab": f"{a} to {b}", "ba": f"{b} to {a}"}
+        self.domains = {"ab": (a, b), "ba": (b, a)}  # where each direction leads from and to
         self.newest_rows: deque[dict[str, float]] = deque(maxlen=WINDOW)  # the last rows of metrics.csv
         self.warned: set[str] = set()  # the names of the symptoms that were reported
         self.sums: dict[str, Tensor] = {}  # the sums of all scalars since the last row
@@ -57,6 +62,14 @@ class RunLog:
             self._give_up_tensorboard(error)
         text = f"```json\n{json.dumps(to_dict(config), indent=2)}\n```"
         self._to_tensorboard(lambda board: board.add_text("config", text, run.step))
+        self._to_tensorboard(lambda board: board.add_custom_scalars(health_page.charts((a, b))))
+        self.warnings = health_page.read_warnings(self.run_dir / "warnings.txt", run.step)
+        command = health_page.command_line(sys.argv)
+        self.health_text = ""  # what the page says in TensorBoard
+        self.health_page = partial(
+            health_page.page, config, command=command, commit=health_page.commit(), device=device
+        )
+        self._show_health(run.step)
         self._say_kept(drop_rows_after(self.run_dir / "metrics.csv", run.step))
         self.bar = tqdm(total=run.num_steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True)
 
@@ -99,7 +112,7 @@ class RunLog:
         return row
 
     def sample(self, step: int, columns: Sequence[Tensor]) -> Path:
-        """Log a grid of sample translations to samples/step_NNNNNNNN.png and to TensorBoard; warn of symptoms in them.
+        """Log sample translations to samples/step_NNNNNNNN.png and to TensorBoard; warn of symptoms in them.
 
         Args:
             step: how many steps are finished.
@@ -109,15 +122,21 @@ class RunLog:
             The path of the grid.
         """
         progress = step / self.num_steps
+        titles: list[str] = []
+        found: list[Symptom] = []
         for direction, images in (("ab", columns[:3]), ("ba", columns[3:])):
+            source, target = self.domains[direction]
+            name = f"{source} to {target}"
             real, fake, rec = (image.float() for image in images)
-            name = self.names[direction]
-            self._warn(step, symptoms_in_images(name, real=real, fake=fake, rec=rec, progress=progress))
-        grid = image_grid(columns)
+            found += symptoms_in_images(name, real=real, fake=fake, rec=rec, progress=progress)
+            titles += column_titles(source, target)
+            sheet = titled_grid(images, titles[-3:], f"{name}, step {step} of {self.num_steps}")
+            self._add_image(f"samples/{direction}", sheet, step)
+        self._warn(step, found)
         path = self.run_dir / "samples" / f"step_{step:08d}.png"
         with atomic_write(path) as file:
-            tensor_to_image(grid).save(file, "PNG")
-        self._to_tensorboard(lambda board: board.add_image("samples", quantize(grid), step))
+            titled_grid(columns, titles, f"step {step} of {self.num_steps}").save(file, "PNG")
+        self._show_health(step)
         return path
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
@@ -127,13 +146,28 @@ class RunLog:
 
     def _warn(self, step: int, symptoms: Iterable[Symptom]) -> None:
         """Report each symptom on the terminal and in TensorBoard, unless this process has reported it before."""
-        for symptom in symptoms:
-            if symptom.name not in self.warned:
-                self.warned.add(symptom.name)
-                self.say(f"{symptom} (step {step})")
-                self._to_tensorboard(
-                    partial(SummaryWriter.add_text, tag="health", text_string=str(symptom), global_step=step)
-                )
+        new = {symptom.name: symptom for symptom in symptoms if symptom.name not in self.warned}
+        for symptom in new.values():
+            self.warnings.append(f"{symptom} (step {step})")
+            self.say(self.warnings[-1])
+        if new:
+            self.warned |= new.keys()
+            health_page.write_warnings(self.run_dir / "warnings.txt", self.warnings)
+            self._show_health(step)
+
+    def _show_health(self, step: int) -> None:
+        """Write the text of the page "Is it healthy?" to TensorBoard, as it is after `step`."""
+        text = self.health_page(step=step, warnings=self.warnings)
+        if text != self.health_text:
+            self.health_text = text
+            self._to_tensorboard(partial(SummaryWriter.add_text, tag="health", text_string=text, global_step=step))
+
+    def _add_image(self, name: str, image: Image.Image, step: int) -> None:
+        """Add a picture, by name, to TensorBoard's file."""
+        pixels = np.asarray(image)  # (H, W, 3) uint8
+        self._to_tensorboard(
+            partial(SummaryWriter.add_image, tag=name, img_tensor=pixels, global_step=step, dataformats="HWC")
+        )
 
     def say(self, text: str) -> None:
         """Print a line of text, above the progress bar if there is one."""
@@ -206,14 +240,29 @@ def open_log(run: Run, model: CycleGAN, *, num_images: tuple[int, int], domains:
     counts = f"{num_images[0]} {domains[0]} and {count(num_images[1], f'{domains[1]} image')}"
     precision = " in bf16" if model.amp else ""
     others = f", the first of {distributed.count()} processes" if distributed.count() > 1 else ""
-    where = f"step {run.step} of {run.num_steps}, on {model.device}{precision}{others}"
-    print(f"{counts}; {printable(run.folder)}: {where}")
-    return RunLog(run, domains)
+    print(
+        f"{counts}; {printable(run.folder)}: step {run.step} of {run.num_steps}, on {model.device}{precision}{others}"
+    )
+    return RunLog(run, domains, device=f"{health_page.device_name(model.device)}{precision}{others}")
 
 
 def say_finished_already(run: Run) -> None:
     """Say that the run is complete, and how to continue it."""
-    if distributed.rank() == 0:
-        limit = "--max-steps" if 0 < run.config.max_steps <= run.step else "--num-epochs"
-        where = printable(run.folder)
-        print(f"{where} is finished: {run.step} steps; to continue raise {limit}, or choose another --run-name")
+    limit = "--max-steps" if 0 < run.config.max_steps <= run.step else "--num-epochs"
+    where = printable(run.folder)
+    print(f"{where} is finished: {run.step} steps; to continue raise {limit}, or choose another --run-name")
+
+
+def sample_files(run: Run) -> list[Path]:
+    """The run's sample grids up to its step, in the order of their steps."""
+    files = sorted((run.folder / "samples").glob("step_*.png"))
+    return [file for file in files if file.stem <= f"step_{run.step:08d}"]
+
+
+def say_what_next(run: Run, images: Path) -> None:
+    """Say how to translate with the run, with a folder of images of domain a as the example, and how to look at it."""
+    weights, photos, runs = (
+        printable(shlex.quote(path.as_posix())) for path in (run.folder, images, Path(run.config.runs_dir))
+    )
+    print(f"to translate with it, these or your own images: python translate.py {photos} --weights {weights}")
+    print(f"to look at it: tensorboard --logdir {runs} and open {health_page.ADDRESS}")
