@@ -28,11 +28,12 @@ from dataset import domain_folders, domain_names, load_images, scan_folder
 from evaluation.classifier import resize
 from evaluation.metrics import absolute_errors, ssim, translate_in_batches
 from evaluation.report import (
+    MISSING_CURVES,
     MISSING_PLOT,
     Row,
-    draw_curves,
     evaluation_table,
     has_matplotlib,
+    plot_curves,
     plot_strengths,
     ranking_table,
 )
@@ -200,8 +201,10 @@ def rank_checkpoints(run_dir: Path, out: Path, *, data_dir: str | None, device: 
     if not ranking:
         raise UserError(f"none of the {len(paths)} checkpoints in {printable(folder)} can be used, see above")
     write_text(out / "checkpoints.json", json.dumps(ranking, indent=2))
+    if not has_matplotlib():
+        return f"{ranking_table(ranking)}\n\nLeft out: {MISSING_CURVES}"
     with atomic_write(out / "curves.png") as temporary:
-        draw_curves(ranking).save(temporary, "PNG")
+        plot_curves(temporary, ranking)
     return ranking_table(ranking)
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
 from evaluation.metrics import Estimate
 from evaluation.scorers import INCEPTION
 
@@ -33,13 +31,25 @@ TITLES: dict[str, tuple[str, bool | None]] = {  # Each measure's title, and whet
     "truth_l1": ("L1 to the truth", False),
     "truth_ssim": ("SSIM to the truth", True),
 }
-CURVE_SIZE = (640, 140)  # A diagram and its caption are this wide and high, px.
-CAPTION_HEIGHT = 24  # A diagram's caption is this high, px.
-MARGIN = 8  # A diagram's box keeps this distance from the left, right and bottom edges, px.
-DOT_RADIUS = 3  # A dot of this radius marks each checkpoint, px.
+CURVES: dict[str, tuple[str, str]] = {  # What `Validation` measures: the title of its curves, and their unit.
+    "domain": ("read as the target", "share of the images"),
+    "real_domain": ("real images read as their own domain", "share of the images"),
+    "joint": ("read as the target, at rank 1, face found", "share of the images"),
+    "rank_one": ("own original is the nearest", "share of the images"),
+    "face_found": ("face found", "share of the images"),
+    "strength": ("best strength", "S"),
+    "feature_distance": ("distance to real images", "of classifier's features"),
+    "cycle_l1": ("cycle: mean absolute error", "of images in [0, 1]"),
+    "cycle_ssim": ("cycle: structural similarity", "1: equal"),
+    "truth_l1": ("mean absolute error to the truth", "of images in [0, 1]"),
+    "score": ("score that ranks the checkpoints", "1 is best"),
+}
+CURVE_SIZE = (6.4, 2.2)  # The diagram of a measure is this wide and high, inches.
+DIRECTIONS = {"_ab": "a to b", "_ba": "b to a"}  # The end of a measure's name, and what the legend calls its curve.
 PLOTTED = ("joint", "domain", "rank_one", "identity", "face_found")  # These measures are plotted over the strength.
 PLOT_SIZE, PLOT_DPI = (6.4, 4.0), 120  # A plot is this wide and high, inches, at this many px per inch.
 MISSING_PLOT = "the plot over the strength needs matplotlib; run: pip install -r requirements-extra.txt"
+MISSING_CURVES = "the curves of the checkpoints need matplotlib; run: pip install -r requirements-extra.txt"
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -74,39 +84,30 @@ def ranking_table(ranking: Ranking) -> str:
     return markdown_table(["step", *ranking[best_first[0]]], lines)
 
 
-def draw_curves(ranking: Ranking) -> Image.Image:
-    """Draw each measure over the steps, in diagrams one below the other, each scaled to its own range."""
+def plot_curves(path: Path, ranking: Ranking) -> None:
+    """Plot each measure over the steps to a PNG file, in diagrams one below the other; both directions share one.
+
+    Args:
+        path: the file to write.
+        ranking: the measures of each checkpoint.
+    """
+    from matplotlib.figure import Figure
+
     steps = sorted(ranking)
-    names = list(ranking[steps[0]])
+    curves: dict[str, dict[str, str]] = {}  # by measure: the names of its values by the legend's text
+    for name in ranking[steps[0]]:
+        end = next((end for end in DIRECTIONS if name.endswith(end)), "")
+        curves.setdefault(name.removesuffix(end), {})[name] = DIRECTIONS.get(end, "both directions")
     width, height = CURVE_SIZE
-    picture = Image.new("RGB", (width, height * len(names)), "white")
-    for index, name in enumerate(names):
-        curve = _draw_curve(name, {step: ranking[step][name] for step in steps})
-        picture.paste(curve, (0, index * height))
-    return picture
-
-
-def _draw_curve(name: str, values: dict[int, float]) -> Image.Image:
-    """A captioned diagram of one measure; `values` holds it by step, in ascending order."""
-    steps = list(values)
-    low, high = min(values.values()), max(values.values())
-    left, top = MARGIN, CAPTION_HEIGHT
-    right, bottom = CURVE_SIZE[0] - MARGIN, CURVE_SIZE[1] - MARGIN
-    step_range = max(steps[-1] - steps[0], 1)
-    value_range = (high - low) or 1
-    points = []
-    for step, value in values.items():
-        x = left + (right - left) * (step - steps[0]) / step_range
-        y = bottom - (bottom - top) * (value - low) / value_range
-        points.append((x, y))
-    picture = Image.new("RGB", CURVE_SIZE, "white")
-    draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, 4), f"{name}: {low:.4f} to {high:.4f}, steps {steps[0]} to {steps[-1]}", fill="black")
-    draw.rectangle((left, top, right, bottom), outline="lightgrey")
-    draw.line(points, fill="navy", width=2)
-    for x, y in points:
-        draw.ellipse((x - DOT_RADIUS, y - DOT_RADIUS, x + DOT_RADIUS, y + DOT_RADIUS), fill="navy")
-    return picture
+    figure = Figure(figsize=(width, height * len(curves)), dpi=PLOT_DPI, layout="constrained")
+    for axes, (measure, lines) in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves.items(), strict=True):
+        title, unit = CURVES.get(measure, (measure, ""))
+        for name, label in lines.items():
+            axes.plot(steps, [ranking[step][name] for step in steps], marker="o", markersize=4, label=label)
+        axes.set(title=title, xlabel="training step", ylabel=unit)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(path, format="png")
 
 
 def has_matplotlib() -> bool:

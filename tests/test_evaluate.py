@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,6 +263,29 @@ def test_too_few_images_and_unequal_pairs_are_errors(tmp_path: Path, capsys: pyt
     assert "needs equally many test images of both domains, found 4 and 3" in capsys.readouterr().err
 
 
+def test_the_curves_of_checkpoints_have_axes_units_and_a_legend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure_class = pytest.importorskip("matplotlib.figure", reason="matplotlib is in requirements-extra.txt").Figure
+    figures, write = [], figure_class.savefig
+
+    def savefig(figure: Any, *arguments: Any, **options: Any) -> None:
+        figures.append(figure)
+        write(figure, *arguments, **options)
+
+    monkeypatch.setattr(figure_class, "savefig", savefig)
+    measures = {"domain_ab": 0.5, "cycle_l1_ab": 0.1, "domain_ba": 0.25, "cycle_l1_ba": 0.2, "score": 0.9}
+    report.plot_curves(tmp_path / "curves.png", {200: measures, 100: dict.fromkeys(measures, 0.0)})
+    (figure,) = figures
+    assert [axes.get_xlabel() for axes in figure.axes] == ["training step"] * 3
+    assert [axes.get_ylabel() for axes in figure.axes] == ["share of the images", "of images in [0, 1]", "1 is best"]
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    assert legends == [["a to b", "b to a"], ["a to b", "b to a"], ["both directions"]]
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[100, 200]] * 2
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[0.0, 0.5], [0.0, 0.25]]
+    assert Image.open(tmp_path / "curves.png").width == 768
+
+
 @pytest.mark.slow
 def test_all_checkpoints_that_can_be_read_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folders(tmp_path / "data", 12, 10)
@@ -274,7 +298,7 @@ def test_all_checkpoints_that_can_be_read_are_ranked(tmp_path: Path, capsys: pyt
     assert set(ranking) == {"2", "4", "6"}
     scores = [ranking[step]["score"] for step in re.findall(r"^\| (\d+) ", capsys.readouterr().out, re.MULTILINE)]
     assert scores == sorted(scores, reverse=True)
-    assert Image.open(out / "curves.png").width == report.CURVE_SIZE[0]
+    assert Image.open(out / "curves.png").width == 768
 
 
 def test_a_domain_holds_no_training_images_in_memory_and_uses_at_most_so_many(

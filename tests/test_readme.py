@@ -14,14 +14,17 @@ import urllib.request
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, SMALL, make_folders, make_image
 from foreign_networks import save_origin
+from PIL import Image
 
 import benchmark
 import download_files
 from config import Config
-from weights.load import load_weights
+from photos.crops import measure_template
+from weights.load import BUNDLED_WEIGHTS, load_weights
 
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
          for path in (ROOT / "README.md", ROOT / "README.ru.md", *sorted((ROOT / "docs").glob("*.md")))}  # fmt: skip
@@ -132,7 +135,7 @@ def test_the_commands_of_our_programs_run(
     for name, source in download_files.SOURCES.items():
         folder = "my_weights" if name == "weights" else "my_faces"
         monkeypatch.setitem(download_files.SOURCES, name, replace(source, url=str(workspace / folder)))
-    if program in ("translate.py", "evaluate.py") or "--init-from" in arguments:
+    if program in ("translate.py", "evaluate.py") or {"--init-from", "--config"} & {*arguments}:
         shutil.copytree(finished_run / "runs", workspace / "runs")
     if "my_weights.safetensors" in arguments and program == "translate.py":
         run("import_weights.py", "my_weights", "my_weights.safetensors", cwd=workspace)
@@ -165,6 +168,21 @@ def test_the_python_examples_export_and_translate(workspace: Path, finished_run:
         run("-c", lines, cwd=workspace)
     assert load_weights(workspace / "my_faces.safetensors").strength("ab") == 1.5
     assert (workspace / "translated.png").exists()
+
+
+def test_the_python_example_aligns_the_faces_of_photographs(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGES["docs/own_data.md"], re.DOTALL)
+    folder = Path("my_photos", "test", "asian")
+    shutil.copytree(ROOT / "assets" / "photos", folder)
+    exec(example, {})
+    crops = sorted(Path("my_faces", "test", "asian").iterdir())
+    assert [crop.stem for crop in crops] == sorted(photo.name for photo in folder.iterdir())
+    template = measure_template(np.asarray(Image.open(crop)) for crop in crops)
+    bundled = load_weights(BUNDLED_WEIGHTS).template
+    assert np.allclose(np.array(template), np.array(bundled), atol=0.03)  # a thirtieth of the side
+    assert capsys.readouterr().out == "my_photos/other.png: 0 faces\n"
 
 
 @pytest.mark.slow
