@@ -130,7 +130,7 @@ def test_a_sample_is_a_file_of_both_directions_and_a_titled_picture_of_each_in_t
 
 def health_texts(run_dir: Path) -> dict[int, str]:
     """What the page "Is it healthy?" says, by step."""
-    tensors = EventAccumulator(str(run_dir)).Reload().Tensors("health/text_summary")
+    tensors = EventAccumulator(str(run_dir)).Reload().Tensors("Is_it_healthy/text_summary")
     assert len({event.step for event in tensors}) == len(tensors)
     return {event.step: event.tensor_proto.string_val[0].decode() for event in tensors}
 

@@ -17,6 +17,7 @@ from training.losses import SOURCE_WEIGHT
 from utils import atomic_write, printable
 
 TITLE = "Is it healthy?"
+TEXT_TAG = "Is_it_healthy"  # TensorBoard sorts capitals first, so that this text stands above the configuration.
 ADDRESS = "http://localhost:6006/#custom_scalars"  # TensorBoard shows the page's charts there.
 ROOT = Path(__file__).parent.parent
 Charts = dict[str, dict[str, tuple[str, list[str]]]]

@@ -160,7 +160,9 @@ class RunLog:
         text = self.health_page(step=step, warnings=self.warnings)
         if text != self.health_text:
             self.health_text = text
-            self._to_tensorboard(partial(SummaryWriter.add_text, tag="health", text_string=text, global_step=step))
+            self._to_tensorboard(
+                partial(SummaryWriter.add_text, tag=health_page.TEXT_TAG, text_string=text, global_step=step)
+            )
 
     def _add_image(self, name: str, image: Image.Image, step: int) -> None:
         """Add a picture, by name, to TensorBoard's file."""
