@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import itertools
+import re
+import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -18,9 +21,10 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from config import Config
+from training import health_page
 from training.run import Run
 from training.run_log import RunLog
-from training.sample_sheet import LINE_HEIGHT, heading_height
+from training.sample_sheet import LINE_HEIGHT, heading_height, names_to_draw, titled_grid
 from utils import image_to_tensor, tensor_to_image
 
 NAMES = ["loss/gan_ab", "loss/gan_ba", "loss/cycle_a", "loss/cycle_b", "loss/disc_a", "loss/disc_b"]
@@ -128,6 +132,23 @@ def test_a_sample_is_a_file_of_both_directions_and_a_titled_picture_of_each_in_t
     assert events.Images("samples/ab")[0].width == 3 * cell + 8
 
 
+@pytest.mark.parametrize(
+    ("domains", "drawn"), [(("Männer", "café"), ("Männer", "café")), (("cat", "собака"), ("a", "b"))]
+)
+def test_titles_use_the_domains_letters_where_the_font_lacks_their_names(
+    domains: tuple[str, str], drawn: tuple[str, str]
+) -> None:
+    assert names_to_draw(domains) == drawn
+
+
+def test_a_title_that_is_too_long_stays_in_its_column() -> None:
+    columns = [torch.ones(1, 3, 128, 128)] * 2
+    sheet = np.asarray(titled_grid(columns, ["a very long name of a domain indeed", ""], "a caption"))
+    titles = sheet[LINE_HEIGHT : heading_height()]
+    assert titles[:, :130].min() < 100
+    assert titles[:, 130:].min() == 255
+
+
 def health_texts(run_dir: Path) -> dict[int, str]:
     """What the page "Is it healthy?" says, by step."""
     tensors = EventAccumulator(str(run_dir)).Reload().Tensors("Is_it_healthy/text_summary")
@@ -147,6 +168,21 @@ def test_the_page_says_what_is_healthy_what_was_wrong_and_what_runs(tmp_path: Pa
     assert texts[8].count("(step 8)\n") == 2  # one for each direction
     for words in ("between 0 and 0.87", "- command: `python ", "- commit: ", "- device: cuda:0 (a GPU)"):
         assert words in texts[8]
+
+
+def test_the_commit_is_that_of_the_checkout_or_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = shutil.which("git") or pytest.skip("git is not installed")
+    monkeypatch.setattr(health_page, "ROOT", tmp_path)
+    assert health_page.commit() == "unknown, since the program does not lie in a git checkout"
+    subprocess.run([git, "init", "-q", str(tmp_path)], check=True)
+    assert health_page.commit().startswith("unknown, since git ends with status")  # there is no commit yet
+    (tmp_path / "file").write_text("first")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["add", "file"], [*author, "commit", "-q", "-m", "first"]):
+        subprocess.run([git, "-C", str(tmp_path), *arguments], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", health_page.commit())
+    (tmp_path / "file").write_text("second")
+    assert re.fullmatch("[0-9a-f]{40}, with changes that are not committed", health_page.commit())
 
 
 def make_stripes() -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,13 +85,11 @@ def commit() -> str:
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         return "unknown, since the program does not lie in a git checkout"
-    answers = []
-    for question in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
-        done = subprocess.run([git, "-C", str(ROOT), *question], capture_output=True, text=True, check=False)
-        if done.returncode:
-            return f"unknown: {printable(done.stderr.strip().splitlines()[0])}"
-        answers.append(done.stdout.strip())
-    return answers[0] + (", with changes that are not committed" if answers[1] else "")
+    question = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=, with changes that are not committed"]
+    done = subprocess.run([git, "-C", str(ROOT), *question], capture_output=True, check=False)
+    if done.returncode:
+        return f"unknown, since git ends with status {done.returncode}"
+    return printable(done.stdout.decode(errors="replace").strip())
 
 
 def device_name(device: torch.device) -> str:

@@ -27,7 +27,7 @@ from training.health import WINDOW, Symptom, symptoms_in_images, symptoms_in_los
 from training.metrics_file import append_row, drop_rows_after
 from training.model import CycleGAN
 from training.run import Run
-from training.sample_sheet import column_titles, titled_grid
+from training.sample_sheet import column_titles, names_to_draw, titled_grid
 from utils import atomic_write, printable
 
 
@@ -47,7 +47,9 @@ class RunLog:
         self.steps_per_epoch = run.steps_per_epoch
         self.images_per_step = 2 * config.batch_size * distributed.count()  # counts both domains and all processes
         a, b = domains or (config.domain_a, config.domain_b)
-        self.domains = {"ab": (a, b), "ba": (b, a)}  # where each direction leads from and to
+        self.names = {"ab": f"{a} to {b}", "ba": f"{b} to {a}"}
+        a_drawn, b_drawn = names_to_draw((a, b))
+        self.titles = {"ab": column_titles(a_drawn, b_drawn), "ba": column_titles(b_drawn, a_drawn)}
         self.newest_rows: deque[dict[str, float]] = deque(maxlen=WINDOW)  # the last rows of metrics.csv
         self.warned: set[str] = set()  # the names of the symptoms that were reported
         self.sums: dict[str, Tensor] = {}  # the sums of all scalars since the last row
@@ -121,21 +123,17 @@ class RunLog:
         Returns:
             The path of the grid.
         """
-        progress = step / self.num_steps
-        titles: list[str] = []
+        progress, caption = step / self.num_steps, f"step {step} of {self.num_steps}"
         found: list[Symptom] = []
         for direction, images in (("ab", columns[:3]), ("ba", columns[3:])):
-            source, target = self.domains[direction]
-            name = f"{source} to {target}"
             real, fake, rec = (image.float() for image in images)
-            found += symptoms_in_images(name, real=real, fake=fake, rec=rec, progress=progress)
-            titles += column_titles(source, target)
-            sheet = titled_grid(images, titles[-3:], f"{name}, step {step} of {self.num_steps}")
+            found += symptoms_in_images(self.names[direction], real=real, fake=fake, rec=rec, progress=progress)
+            sheet = titled_grid(images, self.titles[direction], caption)
             self._add_image(f"samples/{direction}", sheet, step)
         self._warn(step, found)
         path = self.run_dir / "samples" / f"step_{step:08d}.png"
         with atomic_write(path) as file:
-            titled_grid(columns, titles, f"step {step} of {self.num_steps}").save(file, "PNG")
+            titled_grid(columns, self.titles["ab"] + self.titles["ba"], caption).save(file, "PNG")
         self._show_health(step)
         return path
 

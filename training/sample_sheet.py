@@ -10,6 +10,7 @@ from torch import Tensor
 from utils import image_grid, tensor_to_image
 
 MIN_CELL = 128  # Smaller images are enlarged by a whole number, to at least this side, px.
+LAST_LETTER = "\u00ff"  # Pillow's own font has the letters of western Europe only, which end here.
 FONT_SIZE, LINE_HEIGHT, MARGIN = 14, 22, 4  # Of the text, px.
 
 
@@ -40,6 +41,11 @@ def titled_grid(columns: Sequence[Tensor], titles: Sequence[str], caption: str) 
 def heading_height() -> int:
     """The height of the caption and the titles, px."""
     return 2 * LINE_HEIGHT + MARGIN
+
+
+def names_to_draw(domains: tuple[str, str]) -> tuple[str, str]:
+    """The names of domains a and b for titles: these letters where the font lacks one of the names' own."""
+    return domains if max("".join(domains)) <= LAST_LETTER else ("a", "b")
 
 
 def column_titles(source: str, target: str) -> list[str]:
