@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import openmp  # noqa: F401
+
 import numpy as np
 from PIL import Image
 
