@@ -220,13 +220,12 @@ def open_page(build: Callable[[], Page], *, host: str | None = None, port: int |
         host: the address to listen at; None is that in GRADIO_SERVER_NAME, or this computer alone.
         port: None is that in GRADIO_SERVER_PORT, or the first free one from 7860.
     """
-    os.environ |= SETTINGS
-    try:
-        import gradio as gr
-    except ImportError:
-        raise UserError("the page needs gradio: pip install -r requirements-extra.txt") from None
     with tempfile.TemporaryDirectory(prefix="page_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ |= SETTINGS | {"GRADIO_TEMP_DIR": folder}  # gradio makes folders as soon as it is imported.
+        try:
+            import gradio as gr
+        except ImportError:
+            raise UserError("the page needs gradio: pip install -r requirements-extra.txt") from None
         page = build()
         try:
             page.launch(
