@@ -280,7 +280,7 @@ def test_the_program_serves_until_sigterm_and_leaves_nothing_behind(tmp_path: Pa
     program = subprocess.Popen(
         [sys.executable, str(ROOT / "app.py"), "--weights", str(BUNDLED_WEIGHTS)],
         stdout=subprocess.PIPE, text=True, cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if name != "GRADIO_TEMP_DIR"} | {"TMPDIR": f"{tmp_path}"},
+        env={k: v for k, v in os.environ.items() if k != "GRADIO_TEMP_DIR"} | {"TMPDIR": str(tmp_path)},
     )  # fmt: skip
     try:
         assert program.stdout is not None
