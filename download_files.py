@@ -29,7 +29,7 @@ from downloads.place import move_all, stage, writing_to
 from downloads.readers import kind_of
 from images.files import IMAGE_SUFFIXES
 from import_weights import import_weights
-from photos.files import visible_files
+from photos.files import find_files
 from weights.load import load_weights
 
 ORIGIN_URL = "https://gitlab.com/glebtutik/european_to_asian_files/-/raw/main"
@@ -56,7 +56,7 @@ SOURCES = {
 
 def count_images(folder: Path) -> int:
     """How many files below a folder have the name of an image."""
-    return sum(file.suffix.lower() in IMAGE_SUFFIXES for file in visible_files(folder))
+    return sum(file.suffix.lower() in IMAGE_SUFFIXES for file in find_files(folder)[0])
 
 
 def what_is_here(source: Source, root: Path, *, config: Config) -> str:

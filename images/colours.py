@@ -34,6 +34,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha_of(image))
 
 
+def to_plain_srgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in sRGB, with its transparency, if it has any, and without a profile.
+
+    Raises:
+        ValueError: the image has 32 bits per channel.
+    """
+    result = _to_srgb(opaque(image)).copy()
+    if image.has_transparency_data:
+        result.putalpha(alpha_of(image))
+    kept = ("icc_profile", "transparency", "hdr")
+    result.info = {key: value for key, value in image.info.items() if key not in kept}
+    return result
+
+
 def alpha_of(image: Image.Image) -> Image.Image:
     """The transparency of an image that has any, as an image of mode L."""
     return (image if image.mode in ("RGBA", "LA") else image.convert("RGBA")).getchannel("A")

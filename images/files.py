@@ -13,8 +13,9 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, features
 
-from images.colours import is_readable_profile
+from images.colours import is_readable_profile, to_plain_srgb
 from images.salvage import can_be_salvaged, salvaged
+from images.stated_colours import state_colours
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")  # HEIF comes from a package.
 IMAGE_SUFFIXES = (
@@ -94,6 +95,7 @@ def opened_image(
             raise Refused(f"too small: {image.width}x{image.height} px, under {min_side} px")
         if image.format == "TIFF" and subfile_type(image) & 1:
             raise Refused("a camera's raw file: only its preview could be read; develop it to JPEG or TIFF")
+        _state_colours(image)
         if image.format == "PNG":  # Only then has Pillow read what follows the pixels.
             _warn_of_depth(image)
             image.load()
@@ -104,6 +106,14 @@ def opened_image(
             yield image
     if notes is not None:
         notes += dict.fromkeys(_phrase(item.message) for item in caught if issubclass(item.category, UserWarning))
+
+
+def _state_colours(image: Image.Image) -> None:
+    """`state_colours`, with a warning where what the file says makes no sense."""
+    try:
+        state_colours(image)
+    except Exception:  # Damaged data have no common exception.
+        warnings.warn("what the file says about its colours, which makes no sense", LeftOut, stacklevel=2)
 
 
 def _phrase(message: Warning | str) -> str:
@@ -122,11 +132,17 @@ def decode(image: Image.Image) -> Image.Image:
     """Decode the current frame of an opened image fully, to detect truncated files, and turn it upright.
 
     Returns:
-        An image in the file's mode, or I;16 for all 16-bit grey; it may be the opened image itself. A colour profile
-        that cannot be used is removed from its `info`, with a warning.
+        An image in the file's mode, or I;16 for all 16-bit grey; it may be the opened image itself. HDR becomes sRGB,
+        with a warning. A colour profile that cannot be used is removed from its `info`, with a warning.
     """
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and TiffImagePlugin.ICCPROFILE not in image.tag_v2:
+        image.info.pop("icc_profile", None)  # Pillow keeps that of the page before.
+        _state_colours(image)
     _warn_of_depth(image)
     image.load()
+    if image.info.get("hdr"):
+        warnings.warn("the light of HDR beyond ordinary white", LeftOut, stacklevel=2)
+        return turn_upright(to_plain_srgb(image))
     profile = image.info.get("icc_profile")
     if profile and not is_readable_profile(profile):
         warnings.warn("a damaged colour profile", LeftOut, stacklevel=2)
@@ -142,8 +158,11 @@ def decode(image: Image.Image) -> Image.Image:
 
 def _warn_of_depth(image: Image.Image) -> None:
     """Warn if decoding an image will reduce its colours to 8 bits a channel; Pillow keeps 16 bits of grey only."""
-    storage = str([tile.args for tile in getattr(image, "tile", ())])
-    if (";16" in storage and not image.mode.startswith("I")) or image.info.get("bit_depth", 8) > 8:
+    storage = [tile.args for tile in getattr(image, "tile", ())]
+    is_deep = ";16" in str(storage) or image.info.get("bit_depth", 8) > 8
+    if image.format == "PPM" and storage and isinstance(storage[0], tuple):  # It ends with the highest value.
+        is_deep = storage[0][-1] > 255
+    if is_deep and not image.mode.startswith("I"):
         warnings.warn("all but the first 8 bits of each colour channel", LeftOut, stacklevel=3)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,8 +110,3 @@ def _fail(error: OSError) -> None:
 def _is_hidden(name: str) -> bool:
     """Whether a name is hidden, or that of the folder which macOS adds to archives."""
     return name.startswith(".") or name == "__MACOSX"
-
-
-def visible_files(top: Path) -> Iterator[Path]:
-    """The files that `find_files` finds."""
-    return iter(find_files(top)[0])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from images.light import HLG, PQ, from_hdr, from_srgb, to_hdr, to_srgb
 from photos.photo import Pixels
 
 UNKNOWN = 2  # In H.273 this code says that a primary, transfer or matrix is not specified.
@@ -19,9 +20,6 @@ LIMITED, FULL = 1, 2  # FFmpeg's codes of the range: 8-bit black and white are 1
 BT709, BT601, BT2020 = 1, 6, 9  # These are the usual matrices. BT2020 stands for the primaries, too.
 HD_HEIGHT = 720  # Players show videos without a matrix by BT.709 from this height, px, and by BT.601 below.
 SWSCALE_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # H.273 to the numbers by which swscale knows its matrices.
-PQ, HLG = 16, 18  # These are the transfer functions of HDR.
-WHITE_NITS = 203  # ITU-R BT.2408 places the white of ordinary video here in HDR with PQ, in cd/m2,
-HLG_WHITE = 0.265  # and here in HDR with HLG: it is the scene light of a signal of 75 %.
 BT2020_TO_BT709 = ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187))  # BT.2087
 DeepPixels = np.ndarray  # A frame, (H, W, 3) uint16 RGB, 0 to 65535.
 
@@ -183,57 +181,19 @@ def _deep_values(view: np.ndarray, colours: Colours) -> np.ndarray:
     """The deep values, float32, 0 to 65535, that look like these ordinary ones, (N, 3) uint8."""
     if not colours.is_hdr:
         return view.astype(np.float32) * 257
-    light = _from_srgb(view / np.float32(255))
+    light = from_srgb(view / np.float32(255))
     if colours.primaries == BT2020:
         light = light @ np.linalg.inv(np.array(BT2020_TO_BT709)).T
-    light = light.clip(0, None)
-    return np.asarray((_to_pq(light) if colours.transfer == PQ else _to_hlg(light)) * 65535, np.float32)
+    return np.asarray(to_hdr(light.clip(0, None), colours.transfer) * 65535, np.float32)
 
 
 @cache
 def _light_table(transfer: int) -> np.ndarray:
     """The light, 1 for white, of each 16-bit value with PQ or HLG: (65536,) float32."""
-    signal = np.arange(65536) / 65535
-    return np.asarray(_from_pq(signal) if transfer == PQ else _from_hlg(signal), np.float32)
+    return np.asarray(from_hdr(np.arange(65536) / 65535, transfer), np.float32)
 
 
 @cache
 def _srgb_table() -> np.ndarray:
     """The sRGB value of each amount of light from 0 to 1 in steps of 1/65535: (65536,) uint8."""
-    light = np.arange(65536) / 65535
-    value = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return np.asarray(np.rint(255 * value), np.uint8)
-
-
-def _from_srgb(value: np.ndarray) -> np.ndarray:
-    return np.asarray(np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4))
-
-
-# SMPTE ST 2084 (PQ), as in ITU-R BT.2100, table 4
-PQ_M1, PQ_M2, PQ_C1, PQ_C2, PQ_C3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
-PQ_PEAK_NITS = 10_000
-
-
-def _from_pq(signal: np.ndarray) -> np.ndarray:
-    power = signal ** (1 / PQ_M2)
-    share = (np.maximum(power - PQ_C1, 0) / (PQ_C2 - PQ_C3 * power)) ** (1 / PQ_M1)
-    return np.asarray(share * PQ_PEAK_NITS / WHITE_NITS)
-
-
-def _to_pq(light: np.ndarray) -> np.ndarray:
-    power = (light * WHITE_NITS / PQ_PEAK_NITS) ** PQ_M1
-    return np.asarray(((PQ_C1 + PQ_C2 * power) / (1 + PQ_C3 * power)) ** PQ_M2)
-
-
-# Hybrid log-gamma (HLG): ITU-R BT.2100, table 5
-HLG_A, HLG_B, HLG_C = 0.17883277, 0.28466892, 0.55991073
-
-
-def _from_hlg(signal: np.ndarray) -> np.ndarray:
-    scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - HLG_C) / HLG_A) + HLG_B) / 12)
-    return np.asarray(scene / HLG_WHITE)
-
-
-def _to_hlg(light: np.ndarray) -> np.ndarray:
-    scene = light * HLG_WHITE
-    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), HLG_A * np.log(np.maximum(12 * scene, 1) - HLG_B) + HLG_C)
+    return np.asarray(np.rint(255 * to_srgb(np.arange(65536) / 65535)), np.uint8)

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import GifImagePlugin, Image, ImageSequence, Jpeg2KImagePlugin, JpegImagePlugin, PngImagePlugin
 
 from console import UserError
-from images.colours import alpha_of, opaque, to_rgb
+from images.colours import opaque, to_plain_srgb, to_rgb
 from images.files import Source, decode, opened_image, register_heif, subfile_type
 from photos.gif import save_gif
 from photos.photo import Photo, open_photo
@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # Pillow's options, where its defaults l
 }
 ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # Formats that can hold an animation.
 OPAQUE = ("JPEG", "PPM")  # Formats that know no transparency.
+PROFILED = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")  # Formats in which Pillow writes colour profiles.
 DEEP = ("PNG", "TIFF", "JPEG2000", "PPM")  # Formats that can hold 16 bits of grey.
 PREVIOUS = 2  # An APNG frame with this disposal is followed by what was there before it.
 # This XMP packet declares that a trained model has changed the photograph. The IPTC defines its term:
@@ -219,14 +220,13 @@ def _convert(picture: Picture, kind: str) -> None:
 
 def _in_common_colours(image: Image.Image, kind: str) -> Image.Image:
     """An image as another format can hold it: as it is, else in sRGB, with its transparency if the format has any."""
-    if not image.has_transparency_data:
+    if not image.has_transparency_data and (kind in PROFILED or "icc_profile" not in image.info):
         is_plain_grey = image.mode == "L" and "icc_profile" not in image.info
         if image.mode == "RGB" or is_plain_grey or (image.mode == "I;16" and kind in DEEP):
             return image
+    if kind not in OPAQUE:
+        return to_plain_srgb(image)
     result = to_rgb(image).copy()
-    if image.has_transparency_data and kind not in OPAQUE:
-        result = to_rgb(opaque(image)).copy()
-        result.putalpha(alpha_of(image))
     result.info = {}  # The profile, if any, was that of the colours before.
     return result
 
@@ -251,6 +251,9 @@ def write_picture(
         images = [place_side_by_side(photo.original, after) for photo, after in pairs]
     if picture.is_converted:
         images = [_in_common_colours(image, picture.format) for image in images]
+    elif picture.format not in PROFILED and any("icc_profile" in image.info for image in images):
+        images = [to_plain_srgb(image) for image in images]
+        picture.notes.append(f"the colours become sRGB: {picture.format} is written without a colour profile")
     if picture.format == "GIF":
         befores = images if side_by_side or picture.is_converted else [photo.original for photo in picture.photos]
         save_gif(target, images, befores, picture.options)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from small_videos import av, colour_bars, decode, write_film
 
+from images.light import HLG, PQ
 from photos.frames import (
     BT2020,
     FULL,
-    HLG,
-    PQ,
     Colours,
     apply_change,
     ordinary_view,
