@@ -38,7 +38,7 @@ from photos.photo import Photo, Pixels, open_photo
 from photos.picture_file import DEFAULT_MAX_MEGAPIXELS, Picture, choose_format, read_picture, write_picture
 from photos.smoothing import FaceSmoother
 from photos.translator import Translator, translate_pictures
-from photos.video import translate_video
+from photos.video import VideoReport, result_name, translate_video
 from training import distributed
 from utils import Template, atomic_write, pick_device
 from weights.load import Direction, Weights, default_weights, load_weights
@@ -128,11 +128,13 @@ def translate_files(
     write: Writer = write_picture,
     overwrite: bool = False,
     side_by_side: bool = False,
+    label: bool = True,
 ) -> Summary:
     """Translate files to files, several images at a time; files that cannot be read or written are skipped.
 
     A file that exists and that this program did not write stays as it is, unless `overwrite` is true (see
-    `check_replaceable`). `write` writes images. With `side_by_side` videos show each frame before and after.
+    `check_replaceable`). `write` writes images. With `side_by_side` videos show each frame before and after, and with
+    `label` they say that a trained model may have changed them.
     """
     summary = Summary()
     opened: list[Opened] = []
@@ -145,7 +147,10 @@ def translate_files(
                 if is_video(source):
                     if not overwrite:
                         check_replaceable(target)
-                    photo, notes = _translate_video_file(translator, source, target, side_by_side)
+                    write_frames = partial(translate_video, source, target, side_by_side=side_by_side, label=label)
+                    photo, notes = _translate_video_file(translator, write_frames)
+                    if target.name != source.name and target == target.with_name(result_name(source).name):
+                        notes.append("written as Matroska")
                     summary.add(photo)
                     summary.note(source, notes)
                 else:
@@ -200,10 +205,11 @@ def _write_result(done: Opened, write: Writer, overwrite: bool, summary: Summary
         summary.skip(source, error)
 
 
-def _translate_video_file(
-    translator: Translator, source: Path, target: Path, side_by_side: bool
-) -> tuple[Photo, list[str]]:
-    """Translate a video, and return its frame with the most faces, and notes on what was left out, for the summary."""
+def _translate_video_file(translator: Translator, write_frames: Callable[..., VideoReport]) -> tuple[Photo, list[str]]:
+    """Translate a video, and return its frame with the most faces, and notes on what was left out, for the summary.
+
+    `write_frames` is `translate_video` for that video, and is given the change of its frames.
+    """
     smoother = FaceSmoother()
     fullest: Photo | None = None
 
@@ -215,7 +221,7 @@ def _translate_video_file(
             fullest = photo
         return photo.colours
 
-    report = translate_video(source, target, change=change, side_by_side=side_by_side)
+    report = write_frames(change=change)
     assert fullest is not None  # `translate_video` raises an error for a video without frames.
     return fullest, [f"left out: {report}"] if str(report) else []
 
@@ -338,8 +344,9 @@ def translate_and_report(translator: Translator, args: argparse.Namespace, read:
         raise UserError(f"there is nothing to translate in {named}\n{passed_over}".rstrip())
     own_jobs = jobs[distributed.rank() :: distributed.count()]
     summary = translate_files(
-        translator, own_jobs, read=read, write=write, overwrite=args.overwrite, side_by_side=args.side_by_side
-    )
+        translator, own_jobs, read=read, write=write, overwrite=args.overwrite, side_by_side=args.side_by_side,
+        label=not args.no_metadata,
+    )  # fmt: skip
     summary.passed_over = passed_over
     print(summary)
     if distributed.count() > 1:

@@ -25,12 +25,16 @@ def save_gif(
         images: the frames as they appear, all of one size and of any mode with 8 bits a channel.
         befores: the same frames before they were changed; pixels that are equal keep their colours exactly.
         options: "loop", how often to repeat, 0 for ever, absent for once; "duration", ms, and "disposal", GIF's codes
-            for what becomes of the frame, each with one value for each frame. A still image needs none.
+            for what becomes of the frame, each with one value for each frame; "xmp", a packet of metadata. A still
+            image needs none.
     """
     width, height = images[0].size
     blocks = [b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0)]
     if "loop" in options:
         blocks.append(b"\x21\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<HB", options["loop"], 0))
+    if "xmp" in options:
+        end = b"\1" + bytes(range(255, -1, -1)) + b"\0"  # Programs that skip XMP as blocks end here (XMP part 3).
+        blocks.append(b"\x21\xff\x0bXMP DataXMP" + options["xmp"] + end)
     durations, disposals = options.get("duration", [0]), options.get("disposal", [0])
     previous: Image.Image | None = None
     for image, before, duration, disposal in zip(images, befores, durations, disposals, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,9 +11,9 @@ from pathlib import Path
 from console import UserError, count, is_out_of_memory, printable, reason_of
 from images.files import IMAGE_SUFFIXES, may_be_image
 from photos.files import PassedOver, find_files
+from photos.label import is_labelled
 from photos.photo import Photo
-from photos.picture_file import LABEL
-from photos.video import VIDEO_SUFFIXES
+from photos.video import VIDEO_SUFFIXES, result_name
 
 Job = tuple[Path, Path]  # A file to translate, and the file to write.
 
@@ -43,9 +42,11 @@ def find_jobs(sources: Sequence[Path], out: Path) -> tuple[list[Job], PassedOver
         if not os.path.lexists(source):
             raise UserError(f"{printable(source)} does not exist")
         if source.is_dir():
-            jobs += [(file, out / file.relative_to(source)) for file in _files_in(source, out, passed_over)]
+            jobs += [
+                (file, out / result_name(file.relative_to(source))) for file in _files_in(source, out, passed_over)
+            ]
         else:
-            jobs.append((source, out / source.name))
+            jobs.append((source, out / result_name(Path(source.name))))
     if _names_a_file(out):
         jobs = [(_only_source(sources, out), out)]
     elif os.path.lexists(out) and not out.is_dir():
@@ -116,14 +117,6 @@ def is_video(path: Path) -> bool:
 
 
 # --- What may be replaced
-
-
-def is_labelled(path: Path) -> bool:
-    """Whether a file carries the label that this program writes into what it has translated."""
-    if not path.is_file() or path.stat().st_size == 0:
-        return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(LABEL.encode()) >= 0
 
 
 def check_replaceable(target: Path, result: Path | None = None) -> None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import GifImagePlugin, Image, ImageSequence, Jpeg2KImagePlugin, JpegImagePlugin, PngImagePlugin
+from PIL import GifImagePlugin, Image, ImageSequence, Jpeg2KImagePlugin, JpegImagePlugin
 
 from console import UserError
 from images.colours import opaque, to_plain_srgb, to_rgb
 from images.files import Source, decode, opened_image, register_heif, subfile_type
 from photos.gif import save_gif
+from photos.label import label_options
 from photos.photo import Photo, open_photo
 
 DEFAULT_MAX_MEGAPIXELS = 250  # Telephones take photographs of 200 megapixels.
@@ -31,13 +32,6 @@ OPAQUE = ("JPEG", "PPM")  # Formats that know no transparency.
 PROFILED = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")  # Formats in which Pillow writes colour profiles.
 DEEP = ("PNG", "TIFF", "JPEG2000", "PPM")  # Formats that can hold 16 bits of grey.
 PREVIOUS = 2  # An APNG frame with this disposal is followed by what was there before it.
-# This XMP packet declares that a trained model has changed the photograph. The IPTC defines its term:
-# https://cv.iptc.org/newscodes/digitalsourcetype/
-LABEL = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
-    '"http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"/></rdf:RDF></x:xmpmeta>'
-)
 
 
 @dataclass
@@ -240,12 +234,15 @@ def write_picture(
         picture: what `read_picture` returned, translated or not.
         target: the file or buffer to write to.
         side_by_side: write images with the original on the left and the result on the right.
-        label: if anything has been translated, declare it in the XMP metadata, where the format has them.
+        label: if anything has been translated, declare it in the file, where the format can hold that.
 
     Raises:
         OSError, ValueError: the format cannot hold an image of this size or mode, or the target cannot be written.
     """
     images = [photo.result for photo in picture.photos]
+    options = dict(picture.options)
+    if label and picture.fullest.regions:
+        options |= label_options(picture.format)
     if side_by_side:
         pairs = zip(picture.photos, images, strict=True)
         images = [place_side_by_side(photo.original, after) for photo, after in pairs]
@@ -256,26 +253,14 @@ def write_picture(
         picture.notes.append(f"the colours become sRGB: {picture.format} is written without a colour profile")
     if picture.format == "GIF":
         befores = images if side_by_side or picture.is_converted else [photo.original for photo in picture.photos]
-        save_gif(target, images, befores, picture.options)
+        save_gif(target, images, befores, options)
         return
-    options = dict(picture.options)
-    if label and picture.fullest.regions:
-        options |= _label(picture.format)
     first, *rest = images
     if picture.format != "TIFF":  # Each page of a TIFF has its own profile, which Pillow takes from the image.
         options["icc_profile"] = first.info.get("icc_profile")
     if rest:
         options |= {"save_all": True, "append_images": rest}
     first.save(target, picture.format, **options)
-
-
-def _label(kind: str) -> dict[str, Any]:
-    """Pillow's option for storing LABEL in a file of some format; none if the format cannot hold it."""
-    if kind == "PNG":
-        text = PngImagePlugin.PngInfo()
-        text.add_itxt("XML:com.adobe.xmp", LABEL)
-        return {"pnginfo": text}
-    return {"xmp": LABEL.encode()} if kind in ("JPEG", "WEBP", "AVIF", "HEIF") else {}
 
 
 def place_side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:

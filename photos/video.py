@@ -21,6 +21,7 @@ from photos.frames import (
     swaps_sides,
     write_pixels,
 )
+from photos.label import VIDEO_LABEL
 from photos.photo import Pixels
 from photos.video_files import (
     Look,
@@ -35,7 +36,13 @@ from photos.video_files import (
 )
 from utils import UserError, atomic_write, printable
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".webm")
+CONTAINERS = {  # FFmpeg's names of the formats in which results are written
+    ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska",
+}  # fmt: skip
+# Other formats are only read: Matroska holds their sound, and time stamps, which some of them have not.
+ONLY_READ = (".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".wmv", ".flv", ".ogv")
+VIDEO_SUFFIXES = (*CONTAINERS, *ONLY_READ)
+SQUARE = ("webm", "matroska")  # These can tell the shape of pixels, but PyAV cannot write it into them.
 MAX_SHAPE = 4  # A pixel is at most this many times as long as wide, or the file is believed to be wrong.
 FrameChange = Callable[[Pixels], Pixels]  # It maps a frame, (H, W, 3) uint8 RGB, to another of the same shape.
 
@@ -66,7 +73,14 @@ class VideoReport:
         return ", ".join(parts)
 
 
-def translate_video(source: Path, target: Path, *, change: FrameChange, side_by_side: bool = False) -> VideoReport:
+def result_name(source: Path) -> Path:
+    """The name of the result of a file: its own or, for a video of a format that is only read, with .mkv added."""
+    return source.with_name(f"{source.name}.mkv") if source.suffix.lower() in ONLY_READ else source
+
+
+def translate_video(
+    source: Path, target: Path, *, change: FrameChange, side_by_side: bool = False, label: bool = True
+) -> VideoReport:
     """Write a copy of a video in which every frame is changed.
 
     Time stamps, colours, the shape of the pixels, sound and subtitles stay the same. Damaged frames and tracks that
@@ -74,9 +88,10 @@ def translate_video(source: Path, target: Path, *, change: FrameChange, side_by_
 
     Args:
         source: the video to read.
-        target: the file to write; its name ends in one of VIDEO_SUFFIXES.
+        target: the file to write; its name ends in one of CONTAINERS.
         change: maps an upright frame, (H, W, 3) uint8 RGB, to its new content, of the same shape and dtype.
         side_by_side: write each frame with its old content on the left and its new content on the right.
+        label: say in the file that a trained model may have changed it.
 
     Raises:
         UserError: PyAV is not installed, not one frame of the source can be read, or the target cannot be written.
@@ -85,7 +100,9 @@ def translate_video(source: Path, target: Path, *, change: FrameChange, side_by_
         import av
     except ImportError:
         raise UserError("videos need PyAV: pip install -r requirements-extra.txt") from None
-    container = target.suffix.lower().removeprefix(".")
+    container = CONTAINERS.get(target.suffix.lower())
+    if not container:
+        raise UserError(f"videos cannot be written as {target.suffix}: choose another name with --out, such as a.mkv")
     try:
         first = read_first(source)
         copied, left_out = sort_tracks(source, container)
@@ -96,11 +113,10 @@ def translate_video(source: Path, target: Path, *, change: FrameChange, side_by_
         with (
             atomic_write(target) as temporary,
             open_video(source) as reader,
-            create_video(temporary, container) as writer,
+            create_video(temporary, container, comment=VIDEO_LABEL if label else "") as writer,
         ):
             video = find_video(reader)
-            # WebM files can tell the shape of pixels, but PyAV cannot write it into them.
-            frames = _Frames(first, video, change=change, side_by_side=side_by_side, square=container == "webm")
+            frames = _Frames(first, video, change=change, side_by_side=side_by_side, square=container in SQUARE)
             _convert(reader, writer, frames=frames, name=printable(source.name), report=report, copied=copied)
     except av.FFmpegError as error:
         raise UserError(f"the result cannot be written as {container}: {error.strerror}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -81,6 +81,8 @@ def read_parts(reader: Any, video: Any, *others: Any) -> Iterator[Any]:
     import av
 
     num_packets = num_unused = num_frames = num_errors = 0
+    # AVI files say when a packet is to be decoded, and FFmpeg believes that its frame is to be shown then.
+    stamps: deque[int | None] = deque()
     progress = True
     while progress:  # Some formats can go on reading after an error.
         progress = False
@@ -93,14 +95,16 @@ def read_parts(reader: Any, video: Any, *others: Any) -> Iterator[Any]:
                 elif packet.size:
                     num_packets += 1
                     num_unused += packet.is_discard  # An edit list hides the frame, but others are built upon it.
-                    frames, errors = _decode(video, packet)
+                    if reader.format.name == "avi":
+                        stamps.append(packet.dts)
+                    frames, errors = _decode(video, packet, stamps)
                     num_frames, num_errors = num_frames + len(frames), num_errors + len(errors)
                     yield from (*frames, *errors)
             break
         except av.FFmpegError as error:
             num_errors += 1
             yield error
-    frames, errors = _decode(video, None)
+    frames, errors = _decode(video, None, stamps)
     yield from (*frames, *errors)
     num_frames, num_errors = num_frames + len(frames), num_errors + len(errors)
     # One damaged frame takes those with it that are built upon it, and a file that was cut off lacks the last ones.
@@ -109,14 +113,21 @@ def read_parts(reader: Any, video: Any, *others: Any) -> Iterator[Any]:
         yield from [EOFError("missing")] * (num_expected - num_unused - num_frames - num_errors)
 
 
-def _decode(video: Any, packet: Any) -> tuple[list[Any], list[Exception]]:
-    """The frames that a packet completes, and errors if it is damaged; None as a packet completes the last frames."""
+def _decode(video: Any, packet: Any, stamps: deque[int | None]) -> tuple[list[Any], list[Exception]]:
+    """The frames that a packet completes, and errors if it is damaged; None as a packet completes the last frames.
+
+    The frames get the first of the time stamps, if there are any.
+    """
     import av
 
     try:
-        return list(video.decode(packet)), []
+        frames = list(video.decode(packet))
     except av.FFmpegError as error:
         return [], [error]
+    for frame in frames:
+        if stamps:
+            frame.pts = stamps.popleft()
+    return frames, []
 
 
 # --- The other tracks
@@ -161,7 +172,7 @@ def _find_obstacle(source: Path, index: int, container: str) -> str | None:
                 packet.stream = add_copy(trial, track)
                 trial.mux(packet)
         except (av.FFmpegError, ValueError):
-            return f"{track.codec_context.codec.canonical_name} does not fit into .{container}"
+            return f"{track.codec_context.codec.canonical_name} does not fit into {container}"
     return None
 
 
@@ -169,12 +180,17 @@ def _find_obstacle(source: Path, index: int, container: str) -> str | None:
 
 
 @contextmanager
-def create_video(target: Path | io.BytesIO, container: str) -> Iterator[Any]:
-    """Open a file to write. An error while it is written stays the error, even if the file cannot be closed then."""
+def create_video(target: Path | io.BytesIO, container: str, *, comment: str = "") -> Iterator[Any]:
+    """Open a file to write, with a comment in its metadata.
+
+    An error while it is written stays the error, even if the file cannot be closed then.
+    """
     import av
 
     file = target if isinstance(target, io.BytesIO) else str(target.absolute())
     writer = av.open(file, "w", format=container, options={"strict": "experimental"})
+    if comment:
+        writer.metadata["comment"] = comment
     try:
         yield writer
     except BaseException:
@@ -222,7 +238,7 @@ def add_encoder(writer: Any, video: Any, look: Look) -> Any:
         except (av.FFmpegError, ValueError):  # It is not installed, or not for this container, size or pixel format.
             continue
         return _add_video(writer, video, look, name=name, format=format)
-    raise UserError(f"no encoder writes {look.width}x{look.height} px into .{container} files")
+    raise UserError(f"no encoder writes {look.width}x{look.height} px into {container} files")
 
 
 def _encoders(video: Any, container: str, deep: bool) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from test_images import encode, in_profile, make_profile
 from test_translate import TEMPLATE, Brighter, difference, photograph, rendered, write_weights
 
 from photos.gif import to_palette
-from photos.jobs import is_labelled
+from photos.label import LABEL, is_labelled
 from photos.picture_file import Picture, read_picture, write_picture
 from photos.translator import Translator, translate_pictures
 from translate import main, translate_files
@@ -170,6 +170,18 @@ def converted(data: bytes, name: str, tmp_path: Path) -> tuple[Picture, Image.Im
     return pictures[0], Image.open(tmp_path / name)
 
 
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "JPEG2000"])
+def test_other_programs_find_the_label_and_the_same_picture(kind: str) -> None:
+    translator = Translator(Brighter(), 64)
+    _, written = through(encode(make_image(1), kind), translator)
+    _, plain = through(encode(make_image(1), kind), translator, label=False)
+    where = {"GIF": "extension", "TIFF": "xmp", "JPEG2000": "comment"}[kind]
+    expected = (b"XMP DataXMP", 27) if kind == "GIF" else LABEL.encode()
+    assert written.info[where] == expected
+    assert plain.info.get(where) != expected
+    assert difference(written, plain).max() == 0
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif", "heic", "jp2", "bmp", "ppm", "tif", "gif"])
 def test_images_of_every_mode_can_be_written_in_every_format(suffix: str, tmp_path: Path) -> None:
     name = f"x.{suffix}"
@@ -181,7 +193,7 @@ def test_images_of_every_mode_can_be_written_in_every_format(suffix: str, tmp_pa
         _, written = converted(encode(image, "TIFF"), name, tmp_path)
         assert written.size == (40, 40)
         assert written.format == {"x.heic": "HEIF", "x.tif": "TIFF"}.get(name, Image.registered_extensions()[name[1:]])
-        assert is_labelled(tmp_path / name) is (suffix in ("jpg", "png", "webp", "avif", "heic"))
+        assert is_labelled(tmp_path / name) is (suffix not in ("bmp", "ppm"))
 
 
 def test_a_change_of_format_keeps_colours_and_transparency(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from generator_model import Generator
 from photos.crops import measure_template
 from photos.faces import find_faces
 from photos.jobs import find_jobs
+from photos.label import LABEL
 from photos.photo import open_photo
-from photos.picture_file import LABEL, read_picture, write_picture
+from photos.picture_file import read_picture, write_picture
 from photos.translator import Translator
 from translate import load_translator, main
 from utils import UserError

@@ -18,10 +18,11 @@ from small_videos import av, colour_bars, damage, decode, facts, seen, write_fil
 from test_translate import TEMPLATE, Brighter, photograph
 
 from photos.faces import Face
+from photos.label import is_labelled
 from photos.picture_file import write_picture
 from photos.smoothing import FaceSmoother
 from photos.translator import Translator
-from photos.video import translate_video
+from photos.video import result_name, translate_video
 from translate import translate_files
 from utils import UserError
 
@@ -221,6 +222,46 @@ def test_a_hidden_screen_size_does_not_make_pixels_absurd(tmp_path: Path) -> Non
     assert decode(tmp_path / "a.webm")[0].width == 96
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "sound", "container"),
+    [
+        ("a.mkv", "libx264", "libopus", "matroska"),
+        ("a.m4v", "libx264", "aac", "mp4"),
+        ("a.avi", "libx264", "pcm_s16le", "avi"),
+        ("a.mpg", "mpeg2video", "mp2", "mpeg"),
+        ("a.m2ts", "libx264", "aac", "mpegts"),
+    ],
+)
+def test_a_video_of_every_common_kind_is_translated(
+    name: str, codec: str, sound: str, container: str, tmp_path: Path
+) -> None:
+    path = write_film(tmp_path / name, codec, sounds=[sound], container=container, times=range(12), size=(176, 144))
+    target = tmp_path / "out" / result_name(Path(name))
+    summary = translate_files(Translator(Brighter(0), 64), [(path, target)], write=write_picture)
+    is_read_only = container not in ("matroska", "mp4")
+    assert str(summary) == "translated 1 file" + f"\nnotes:\n  {path}: written as Matroska" * is_read_only
+    assert target.suffix == (".mkv" if is_read_only else path.suffix)
+    assert np.abs(seen(decode(target)[5]) - seen(decode(path)[5])).mean() < 3
+    assert len(sound_of(target)) == len(sound_of(path)) > 1
+    assert np.diff(facts(target)["times"]) == pytest.approx([0.04] * 11, abs=0.002)
+
+
+def test_a_video_is_not_written_in_a_format_that_is_only_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be written as \.avi: choose another name with --out"):
+        translate_video(tmp_path / "a.mp4", tmp_path / "b.avi", change=lambda pixels: pixels)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.webm", "a.mkv"])
+def test_a_video_carries_a_label_by_which_a_rerun_replaces_it(name: str, tmp_path: Path) -> None:
+    path = write_film(tmp_path / name, "libvpx-vp9" if name == "a.webm" else "libx264")
+    jobs = [(path, tmp_path / "out" / name)]
+    assert not is_labelled(path)
+    for label, num_written in ((True, 1), (False, 1), (True, 0)):
+        summary = translate_files(Translator(Brighter(0), 64), jobs, write=write_picture, label=label)
+        assert summary.num_written == num_written
+        assert is_labelled(jobs[0][1]) is (label and num_written == 1)
+
+
 # --- Before and after
 
 
@@ -352,7 +393,7 @@ def test_attachments_covers_and_what_the_container_cannot_hold_are_left_out(tmp_
 
     path = write_film(tmp_path / "a.webm", "libvpx-vp9", sounds=["libopus", "aac"], container="matroska", more=attach)
     report = translate_video(path, tmp_path / "b.webm", change=lambda pixels: pixels)
-    assert str(report) == "audio track 2 (aac does not fit into .webm), cover picture, attachment track 1"
+    assert str(report) == "audio track 2 (aac does not fit into webm), cover picture, attachment track 1"
     assert kinds(tmp_path / "b.webm") == ["video vp9", "audio opus"]
 
 
