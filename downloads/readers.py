@@ -10,7 +10,9 @@ import os
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -23,7 +25,11 @@ MAX_ENTRIES = 300_000  # An archive may have this many entries.
 MAX_DIRECTORY = 1 << 26  # The directory of a zip archive may have this many bytes,
 MAX_HEADER = 1 << 16  # a long name or a set of attributes in a tar archive this many,
 MAX_HEADERS = 1 << 29  # and all headers of a tar archive together this many.
-MAX_MEMORY = 1 << 29  # Unpacking xz may take this many bytes of memory.
+MAX_MEMORY = 1 << 29  # Unpacking xz or LZMA may take this many bytes of memory.
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)  # of zip entries
+LZMA_PROPERTIES = 5  # Packed with LZMA, a zip entry has this many bytes of properties,
+HAS_END = 0x02  # and this flag if a mark ends it, for which a .lzma file states
+UNKNOWN_SIZE = b"\xff" * 8  # this size.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")  # gzip, bzip2 and xz files start with these bytes,
 ZIPPED = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")  # and zip archives with these.
 ENCRYPTED = 0x2041  # Each of these flags of a zip entry stands for a kind of encryption.
@@ -74,8 +80,8 @@ def zip_entries(path: Path) -> Iterator[Entry]:
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             problem = "is encrypted" if info.flag_bits & ENCRYPTED else ""
-            if not problem and info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                problem = "is compressed in an unusual way"  # zipfile unpacks bzip2 without any limit
+            if not problem and info.compress_type not in COMPRESSIONS:
+                problem = "is compressed in an unusual way"
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 problem = "is a link or a device"
             is_folder = info.orig_filename.endswith("/")
@@ -108,14 +114,52 @@ def _check_count(file: io.FileIO, archive: zipfile.ZipFile) -> None:
 
 
 def _zip_content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """Yield the content of a file in a zip archive. zipfile checks the CRC at the end, but not the size."""
-    size = 0
-    with archive.open(info) as source:
-        while piece := source.read(PIECE):
-            size += len(piece)
-            yield piece
-    if size != info.file_size:
+    """Yield the content of a file in a zip archive, and check its size and its CRC at the end."""
+    size = crc = 0
+    for piece in _unzipped(archive, info):
+        size += len(piece)
+        crc = zlib.crc32(piece, crc)
+        if size > info.file_size:
+            break
+        yield piece
+    if size != info.file_size or crc != info.CRC:
         raise EOFError
+
+
+def _unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield the unpacked bytes of a file in a zip archive. zipfile unpacks bzip2 and LZMA without any limit."""
+    if info.compress_type not in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with archive.open(info) as source:
+            yield from iter(lambda: source.read(PIECE), b"")
+        return
+    packed = copy(info)
+    packed.compress_type, packed.file_size = zipfile.ZIP_STORED, info.compress_size
+    packed.CRC = None  # type: ignore[assignment]  # The CRC is that of the unpacked bytes.
+    with archive.open(packed) as source:
+        start = b""
+        decoder: bz2.BZ2Decompressor | lzma.LZMADecompressor = bz2.BZ2Decompressor()
+        if info.compress_type == zipfile.ZIP_LZMA:
+            # Two bytes of version and two of a size come before what a .lzma file starts with, too; its size follows.
+            properties = source.read(4 + LZMA_PROPERTIES)[4:]
+            size = UNKNOWN_SIZE if info.flag_bits & HAS_END else info.file_size.to_bytes(8, "little")
+            start, decoder = properties + size, lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MAX_MEMORY)
+        yield from _decompressed(decoder, start, source)
+
+
+def _decompressed(
+    decoder: bz2.BZ2Decompressor | lzma.LZMADecompressor, data: bytes, source: IO[bytes]
+) -> Iterator[bytes]:
+    """Yield what a decoder makes of some bytes and those that follow in a file; EOFError if these end too early."""
+    while not decoder.eof:
+        try:
+            piece = decoder.decompress(data, PIECE)
+        except lzma.LZMAError as error:
+            raise MemoryError if "limit" in str(error) else error from None
+        if piece:
+            yield piece
+        data = source.read(PIECE) if decoder.needs_input and not decoder.eof else b""
+        if decoder.needs_input and not decoder.eof and not data:
+            raise EOFError
 
 
 # --- Tar archives. tarfile reads headers of any size, and takes a damaged header for the end of the archive.
@@ -253,14 +297,5 @@ def _unpacked_xz(file: IO[bytes]) -> Iterator[bytes]:
     data = file.read(PIECE)
     while data:
         decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_MEMORY)
-        while not decoder.eof:
-            try:
-                piece = decoder.decompress(data, PIECE)
-            except lzma.LZMAError as error:
-                raise MemoryError if "limit" in str(error) else error from None
-            if piece:
-                yield piece
-            data = file.read(PIECE) if decoder.needs_input else b""
-            if decoder.needs_input and not data:
-                raise EOFError
+        yield from _decompressed(decoder, data, file)
         data = decoder.unused_data.lstrip(b"\0") or file.read(PIECE).lstrip(b"\0")  # zeros may follow each stream

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import re
 import tarfile
 import tracemalloc
@@ -23,6 +24,8 @@ from downloads.archives import check_archive, is_archive, unpack
 from utils import UserError
 
 Change = Callable[[zipfile.ZipInfo], None]
+HIDDEN = 20_000_000  # bytes
+NOISE = random.Random(0).randbytes(100_000)
 FILES = {"train/European/1.png": b"one", "train/Asian/2.png": b"two" * 1000, "read me.txt": "ä".encode()}
 
 
@@ -52,6 +55,23 @@ def make_tar(path: Path, *members: tuple[str, bytes | None, bytes], mode: str = 
 def tree(folder: Path) -> dict[str, bytes]:
     """The content of all files below a folder, by relative path."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_unpacks_however_it_is_compressed(method: int, tmp_path: Path) -> None:
+    files = {**FILES, "empty.txt": b"", "large.bin": bytes(3 * readers.PIECE)}
+    packed_with(tmp_path / "a.zip", method, {**files, "noise.bin": NOISE})
+    unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert tree(tmp_path / "out") == {**files, "noise.bin": NOISE}
+
+
+def test_unpacking_bzip2_in_a_zip_takes_little_memory(tmp_path: Path) -> None:
+    path = hidden_size(tmp_path / "a.zip", zipfile.ZIP_BZIP2)
+    tracemalloc.start()
+    with suppress(UserError):
+        check_archive(path)
+    assert tracemalloc.get_traced_memory()[1] < 10 * readers.PIECE
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz", "tar.bz2"])
@@ -133,15 +153,35 @@ def patched(path: Path, *, signature: bytes, at: int, value: bytes) -> Path:
 
 
 def packed_as(path: Path, method: int) -> Path:
-    """A zip that is compressed with bzip2 (12) or LZMA (14), or says that it is compressed in another way."""
-    known = method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-    with zipfile.ZipFile(path, "w", method if known else zipfile.ZIP_STORED) as archive:
-        archive.writestr("a.png", b"x" * 50)
+    """A zip that says that it is compressed in another way than it is."""
+    make_zip(path, {"a.png": b"x" * 50})
     data = bytearray(path.read_bytes())
     for signature, at in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
         start = data.index(signature) + at
         data[start : start + 2] = method.to_bytes(2, "little")
     path.write_bytes(data)
+    return path
+
+
+def packed_with(path: Path, method: int, files: dict[str, bytes]) -> Path:
+    """A zip that is compressed with bzip2 or LZMA."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def damaged_content(path: Path, method: int) -> Path:
+    data = bytearray(packed_with(path, method, {"a.png": bytes(range(256)) * 20}).read_bytes())
+    data[100] ^= 0xFF
+    path.write_bytes(data)
+    return path
+
+
+def hidden_size(path: Path, method: int) -> Path:
+    """A zip whose file of 20 MB is said to have 77 bytes."""
+    data = packed_with(path, method, {"a.png": bytes(HIDDEN)}).read_bytes()
+    path.write_bytes(data.replace((HIDDEN).to_bytes(4, "little"), (77).to_bytes(4, "little")))
     return path
 
 
@@ -241,8 +281,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "second header damaged": (raw(header("a.png"), b"x" * 512, header("b.png")), "damaged or not an archive"),
     "tar without an end": (lambda path: (path.write_bytes(header()) and path) or path, "cut short"),
     "deflate64": (lambda path: packed_as(path, 9), "unusual way"),
-    "bzip2 in a zip": (lambda path: packed_as(path, 12), "unusual way"),
-    "lzma in a zip": (lambda path: packed_as(path, 14), "unusual way"),
+    "damaged bzip2 in a zip": (lambda path: damaged_content(path, zipfile.ZIP_BZIP2), "damaged or not an archive"),
+    "damaged lzma in a zip": (lambda path: damaged_content(path, zipfile.ZIP_LZMA), "damaged or not an archive"),
+    "bzip2 that hides its size": (lambda path: hidden_size(path, zipfile.ZIP_BZIP2), "cut short"),
+    "lzma that hides its size": (lambda path: hidden_size(path, zipfile.ZIP_LZMA), "cut short"),
     "zstandard in a zip": (lambda path: packed_as(path, 93), "unusual way"),
     "unknown compression": (lambda path: packed_as(path, 999), "unusual way"),
     "strong encryption": (lambda path: patched(path, signature=b"PK\1\2", at=8, value=b"\x40"), "encrypted"),
