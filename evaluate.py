@@ -31,6 +31,7 @@ from evaluation.report import (
     MISSING_CURVES,
     MISSING_PLOT,
     Row,
+    check_folder,
     evaluation_table,
     has_matplotlib,
     plot_curves,
@@ -253,7 +254,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--direction", choices=("ab", "ba", "both"), default="both", help="what to evaluate (default: %(default)s)")
     add("--strength", type=float, metavar="S", help="as in translate.py (default: what is stored with the weights)")
     add("--no-curve", action="store_true", help="leave out the other strengths, which take most of the time")
-    add("--out", type=some_path, default=Path("evaluated"), help="folder to write to (default: %(default)s)")
+    add(
+        "--out",
+        type=some_path,
+        default=Path("evaluated"),
+        help="folder to write to (default: %(default)s); only results of this program in it are replaced",
+    )
     add("--inception-weights", metavar="PATH", help="weights for KID and FID (default: download them on first use)")
     add("--all-checkpoints", action="store_true", help="instead rank all checkpoints of a run by quick measures")
     add("--paired", action="store_true", help="test images of the same position are true translations of each other")
@@ -281,6 +287,10 @@ def run(args: argparse.Namespace) -> str:
     sections: list[str] = []
     report: dict[str, Any] = {"weights": str(args.weights), "data_dir": config.data_dir,
                               "classifier_accuracy": scorers.domain_accuracy, "missing": scorers.missing}  # fmt: skip
+    if not (
+        args.out / "evaluation.json"
+    ).exists():  # By this the folder is known, should the evaluation be interrupted.
+        write_text(args.out / "evaluation.json", json.dumps(report, indent=2))
     sides: tuple[tuple[Direction, Domain, Domain], ...] = (("ab", a, b), ("ba", b, a))
     for direction, source, target in sides:
         if args.direction in (direction, "both"):
@@ -307,6 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate the weights or the run that the command line names. Returns the program's exit status."""
     args = parse_args(argv)
     with memory_advice("end other programs, try --device cpu, or evaluate on fewer test images"):
+        check_folder(args.out)
         if args.all_checkpoints:
             text = rank_checkpoints(args.weights, args.out, data_dir=args.data_dir, device=pick_device(args.device))
         else:

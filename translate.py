@@ -329,6 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.photos == ["-"]:
             if sys.stdin is None or sys.__stdout__ is None:
                 raise UserError("the standard input or output is closed")
+            print("reading an image from the standard input, until that ends", file=sys.stderr)
             notes = translate_stream(translator, sys.stdin.buffer, target=sys.stdout.buffer, read=read, write=write)
             for note in notes:
                 print(note, file=sys.stderr)

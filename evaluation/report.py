@@ -1,13 +1,16 @@
-"""Tables in Markdown, and curves of a run's checkpoints."""
+"""Tables in Markdown, curves of a run's checkpoints, and the folder in which these are written."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from evaluation.metrics import Estimate
 from evaluation.scorers import INCEPTION
+from utils import UserError, printable
 
 Row = dict[str, Estimate]  # The estimates of one set of images by key; measures without a value are absent.
 Ranking = Mapping[int, Mapping[str, float]]  # The measures of each checkpoint of a run, by step and by name.
@@ -46,10 +49,34 @@ CURVES: dict[str, tuple[str, str]] = {  # What `Validation` measures: the title 
 }
 CURVE_SIZE = (6.4, 2.2)  # The diagram of a measure is this wide and high, inches.
 DIRECTIONS = {"_ab": "a to b", "_ba": "b to a"}  # The end of a measure's name, and what the legend calls its curve.
+REPORTS = ("evaluation.json", "checkpoints.json")  # By one of these a folder is known as that of an evaluation.
+OTHER_FILES = ("evaluation.md", "curves.png", "sheet_ab.png", "sheet_ba.png", "strength_ab.png", "strength_ba.png")
 PLOTTED = ("joint", "domain", "rank_one", "identity", "face_found")  # These measures are plotted over the strength.
 PLOT_SIZE, PLOT_DPI = (6.4, 4.0), 120  # A plot is this wide and high, inches, at this many px per inch.
 MISSING_PLOT = "the plot over the strength needs matplotlib; run: pip install -r requirements-extra.txt"
 MISSING_CURVES = "the curves of the checkpoints need matplotlib; run: pip install -r requirements-extra.txt"
+
+
+def check_folder(out: Path) -> None:
+    """UserError if a folder holds files of the names that an evaluation writes, and these are not an evaluation's."""
+    taken = [name for name in (*REPORTS, *OTHER_FILES) if os.path.lexists(out / name)]
+    reports = [name for name in taken if name in REPORTS]
+    foreign = [name for name in reports if not _is_report(out / name)]
+    if foreign or (taken and not reports):
+        name = printable(out / (foreign or taken)[0])
+        raise UserError(f"{name} exists and was not written by this program: choose another folder with --out")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is the report of an evaluation, or of a ranking of checkpoints."""
+    try:
+        report = json.loads(path.read_bytes()) if path.is_file() else None  # Reading from a pipe would block for ever.
+    except ValueError:
+        return False
+    if not isinstance(report, dict) or not report:
+        return False
+    is_ranking = all(isinstance(measures, dict) and "score" in measures for measures in report.values())
+    return is_ranking or {"weights", "data_dir", "classifier_accuracy"} <= set(report)
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

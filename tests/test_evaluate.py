@@ -21,6 +21,7 @@ from evaluate import main
 from evaluation import report, scoring
 from evaluation.classifier import train_domain_classifier
 from evaluation.distortions import DISTORTIONS
+from evaluation.report import check_folder
 from evaluation.scorers import Scorers
 from evaluation.scoring import Domain, Task
 from evaluation.validation import Validation, strengths_in
@@ -224,6 +225,40 @@ def test_a_strength_out_of_range_is_an_error(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit, match="2"):
         main(["--weights", "run", "--strength", "3.5"])
     assert "--strength: must be between 0 and 3, got 3.5" in capsys.readouterr().err
+
+
+OURS = {"weights": "run", "data_dir": "data", "classifier_accuracy": 1.0}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"evaluation.json": "[1, 2]"},
+        {"evaluation.json": "{}"},
+        {"evaluation.json": "not JSON"},
+        {"evaluation.md": "my notes"},
+        {"sheet_ab.png": "my picture"},
+        {"evaluation.json": json.dumps(OURS), "checkpoints.json": '{"a": 1}'},
+    ],
+)
+def test_files_that_others_wrote_are_not_replaced(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert main(["--weights", "nothing", "--out", str(tmp_path)]) == 1
+    assert "exists and was not written by this program: choose another folder with --out" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("report", [OURS, {"200": {"score": 0.5}}])
+def test_the_results_of_an_earlier_evaluation_may_be_replaced(report: dict[str, object], tmp_path: Path) -> None:
+    check_folder(tmp_path)
+    (tmp_path / "my notes.txt").touch()
+    check_folder(tmp_path)
+    (tmp_path / ("evaluation.json" if "weights" in report else "checkpoints.json")).write_text(json.dumps(report))
+    (tmp_path / "sheet_ab.png").touch()
+    check_folder(tmp_path)
 
 
 def test_missing_weights_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -324,6 +324,7 @@ def test_an_image_on_standard_input_is_translated_to_standard_output(tmp_path: P
         input=buffer.getvalue(), capture_output=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stderr.decode().splitlines()[-1] == "reading an image from the standard input, until that ends"
     assert Image.open(io.BytesIO(done.stdout)).size == (700, 400)
 
 
