@@ -108,6 +108,8 @@ def translate_video(
         copied, left_out = sort_tracks(source, container)
     except av.FFmpegError as error:
         raise UserError(f"not a readable video: {error.strerror}") from error
+    if first.interlaced_frame:
+        left_out.append("interlacing")
     report = VideoReport(left_out=left_out)
     try:
         with (

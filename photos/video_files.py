@@ -138,6 +138,8 @@ def sort_tracks(source: Path, container: str) -> tuple[list[int], list[str]]:
     copied, left_out, numbers = [], [], Counter[str]()
     with open_video(source) as reader:
         video = find_video(reader)
+        if _is_transparent(video):
+            left_out.append("transparency")
         tracks = [(stream.index, stream.type, _is_cover(stream)) for stream in reader.streams if stream is not video]
     numbers["video"] = 1
     for index, kind, is_cover in tracks:
@@ -151,6 +153,12 @@ def sort_tracks(source: Path, container: str) -> tuple[list[int], list[str]]:
         else:
             left_out.append(f"{kind} track {numbers[kind]}{obstacle and f' ({obstacle})'}")
     return copied, left_out
+
+
+def _is_transparent(video: Any) -> bool:
+    """Whether a video has transparent areas: its pixels have a fourth value, or WebM stores it beside them."""
+    format = video.codec_context.format
+    return video.metadata.get("alpha_mode") == "1" or (format is not None and len(format.components) in (2, 4))
 
 
 def _find_obstacle(source: Path, index: int, container: str) -> str | None:

@@ -246,6 +246,24 @@ def test_a_video_of_every_common_kind_is_translated(
     assert np.diff(facts(target)["times"]) == pytest.approx([0.04] * 11, abs=0.002)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "format"), [("a.webm", "libvpx-vp9", "yuva420p"), ("a.mov", "prores_ks", "yuva444p10le")]
+)
+def test_transparency_is_said_to_be_left_out(name: str, codec: str, format: str, tmp_path: Path) -> None:
+    path = write_film(tmp_path / name, codec, format)
+    assert str(translate_video(path, tmp_path / "out" / name, change=lambda pixels: pixels)) == "transparency"
+
+
+def test_interlacing_is_said_to_be_left_out(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mpg"), "w") as writer:
+        track = writer.add_stream("mpeg2video", rate=25)
+        track.width, track.height, track.pix_fmt, track.options = 96, 64, "yuv420p", {"flags": "+ilme+ildct"}
+        writer.mux(track.encode(av.VideoFrame.from_ndarray(colour_bars(96, 64), "rgb24").reformat(format="yuv420p")))
+        writer.mux(track.encode())
+    report = translate_video(tmp_path / "a.mpg", tmp_path / "out" / "a.mkv", change=lambda pixels: pixels)
+    assert str(report) == "interlacing"
+
+
 def test_a_video_is_not_written_in_a_format_that_is_only_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be written as \.avi: choose another name with --out"):
         translate_video(tmp_path / "a.mp4", tmp_path / "b.avi", change=lambda pixels: pixels)
