@@ -258,6 +258,8 @@ def write_picture(
     first, *rest = images
     if picture.format != "TIFF":  # Each page of a TIFF has its own profile, which Pillow takes from the image.
         options["icc_profile"] = first.info.get("icc_profile")
+    if picture.format == "AVIF" and first.mode == "L":
+        options.pop("subsampling", None)  # With any, Pillow would store colours.
     if rest:
         options |= {"save_all": True, "append_images": rest}
     first.save(target, picture.format, **options)

@@ -121,6 +121,11 @@ def test_grey_of_sixteen_bits_in_the_other_byte_order_keeps_them_too() -> None:
         assert written.info["icc_profile"] == make_profile(1.8)
 
 
+def test_a_black_and_white_avif_stays_one() -> None:
+    _, written = through(encode(photograph(1).convert("L"), "AVIF"), Translator(Brighter(), 64, template=TEMPLATE))
+    assert written.mode == "L"
+
+
 def test_a_jpeg_in_grey_or_for_print_keeps_its_mode_and_compression() -> None:
     for mode in ("L", "CMYK"):
         data = encode(photograph(1).convert(mode), "JPEG", quality=60)
