@@ -271,7 +271,7 @@ def add_translator_flags(parser: argparse.ArgumentParser, *, max_megapixels: flo
     add("--like", type=some_path, metavar="DIR", help="images cropped like the training images, if the weights need it")
     add("--batch-size", type=some_count, default=8, metavar="N", help="translate N images at a time (%(default)s)")
     add("--max-megapixels", type=some_number, default=max_megapixels, metavar="N", help="skip images with more pixels "
-        "(%(default)s million); translating takes up to 23 bytes of memory a pixel")  # fmt: skip
+        "(%(default)s million); translating takes up to 31 bytes of memory a pixel")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
 
 
