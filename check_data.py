@@ -66,7 +66,8 @@ def check_classes(folder: Path) -> list[ClassCheck]:
     """Inspect every image of a data set; UserError if the folder does not exist or holds no images."""
     classes = [inspect(ClassCheck(split, domain, scan_folder(path))) for split, domain, path in find_classes(folder)]
     if not any(item.folder.files for item in classes):
-        raise UserError(f"no images in {printable(folder)}")
+        reasons = dict.fromkeys(filter(None, (item.folder.what_is_missing for item in classes)))
+        raise UserError("\n".join([f"no usable images in {printable(folder)}", *reasons]))
     return classes
 
 

@@ -167,3 +167,12 @@ def test_the_check_runs_from_the_command_line(folder: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("class ")
     assert (tmp_path / "data_check.png").exists()
+
+
+def test_a_folder_without_usable_images_is_an_error_that_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "faces").mkdir()
+    Image.new("RGB", (700, 40)).save(tmp_path / "faces" / "long.png")
+    assert check_data.main([str(tmp_path / "faces")]) == 1
+    assert "left out 1; first reason: too narrow" in capsys.readouterr().err
