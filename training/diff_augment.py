@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.draws import drawn
+
 Policy = Literal["none", "geometry", "all"]
 Augment = Callable[[Tensor], Tensor]  # images (N, C, H, W) to what discriminators see of them
 BLUR_PROB = 0.5  # Discriminators see blurred images in this fraction of the steps.
@@ -31,7 +33,7 @@ def draw_augmentation(policy: Policy, max_blur: float) -> Augment:
         policy: as for `diff_augment`.
         max_blur: as for `draw_blur`.
     """
-    kernel = draw_blur(max_blur)
+    kernel = drawn(lambda: draw_blur(max_blur)) if max_blur else None
     return lambda images: diff_augment(blur(images, kernel), policy)
 
 
@@ -54,14 +56,12 @@ def diff_augment(images: Tensor, policy: Policy) -> Tensor:
     return cut_out(images, _uniform(images, 0, 1), _uniform(images, 0, 1), CUT_SIDE)
 
 
-def draw_blur(max_sigma: float) -> Tensor | None:
-    """A Gaussian kernel (2 reach + 1,) whose sigma, px, is 0 or uniform in 0 to `max_sigma`; None if that is 0.
+def draw_blur(max_sigma: float) -> Tensor:
+    """A Gaussian kernel (2 reach + 1,) whose sigma, px, is 0 or uniform in 0 to `max_sigma`, which is above 0.
 
     One folder's images are often softer than the other's. A discriminator that always sees them as they are learns
     "soft", and the generators blur or sharpen; one draw a step for all that it sees hides the difference.
     """
-    if max_sigma == 0:
-        return None
     chance, size = torch.rand(2).tolist()
     sigma = max(max_sigma * size, NO_BLUR) if chance < BLUR_PROB else NO_BLUR
     reach = math.ceil(BLUR_REACH * max_sigma)
@@ -83,7 +83,8 @@ def blur(images: Tensor, kernel: Tensor | None) -> Tensor:
 
 def _uniform(images: Tensor, low: float, high: float) -> Tensor:
     """One uniform random number per image, (N, 1, 1, 1), between `low` and `high`."""
-    return torch.rand(len(images), 1, 1, 1, device=images.device) * (high - low) + low
+    num_images, device = len(images), images.device
+    return drawn(lambda: torch.rand(num_images, 1, 1, 1, device=device)) * (high - low) + low
 
 
 def _recolour(images: Tensor) -> Tensor:
@@ -97,13 +98,18 @@ def _recolour(images: Tensor) -> Tensor:
 
 def _shift(images: Tensor) -> Tensor:
     """Move each image by up to MAX_SHIFT of its sides, and fill the border that this opens with 0."""
-    height, width = images.shape[-2:]
-    rows, columns = round(MAX_SHIFT * height), round(MAX_SHIFT * width)
-    padded = F.pad(images, (columns, columns, rows, rows))
-    tops = torch.randint(0, 2 * rows + 1, (len(images),)).tolist()
-    lefts = torch.randint(0, 2 * columns + 1, (len(images),)).tolist()
-    return torch.stack([image[:, top : top + height, left : left + width]
-                        for image, top, left in zip(padded, tops, lefts, strict=True)])  # fmt: skip
+    return _shift_along(_shift_along(images, 2), 3).contiguous()
+
+
+def _shift_along(images: Tensor, dim: int) -> Tensor:
+    """Move each image along one axis: dimension 2, its rows, or 3, its columns."""
+    num_images, side = len(images), images.shape[dim]
+    reach = round(MAX_SHIFT * side)
+    starts = drawn(lambda: torch.randint(0, 2 * reach + 1, (num_images,))).to(images.device)
+    positions = starts[:, None] + torch.arange(side, device=images.device)  # (N, side), in the padded images
+    padded = F.pad(images, (0, 0, reach, reach) if dim == 2 else (reach, reach))
+    index = positions[:, None, :, None] if dim == 2 else positions[:, None, None, :]
+    return padded.gather(dim, index.expand(images.shape))  # (N, C, H, W)
 
 
 def cut_out(images: Tensor, row: Tensor, column: Tensor, side: float) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.draws import drawn
+
 GanLoss = Literal["lsgan", "logistic"]
 SOURCE_WEIGHT = 0.5  # A real image of the other domain weighs this much among a discriminator's negatives; a fake 1.
 
@@ -87,28 +89,56 @@ class ImagePool:
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
-        self.images: list[Tensor] = []
+        self.count = 0  # how many images it holds
+        self.images = torch.empty(0)  # these, then free places, (size, C, H, W); the first query makes room
         self.random = random.Random(seed)
 
     def query(self, images: Tensor) -> Tensor:
-        """A batch like `images`, (N, C, H, W), detached, with some replaced by earlier ones."""
-        return torch.stack([self._swap(image) for image in images.detach()])
+        """A batch like `images`, (N, C, H, W), detached and contiguous, with some replaced by earlier ones."""
+        images = images.detach()
+        if self.size == 0:
+            return images.contiguous()
+        self._make_room(images)
+        num_images = len(images)
+        choices = drawn(lambda: self._draw(num_images)).to(images.device)  # (3, N)
+        chosen = []
+        for image, (place, keep, store) in zip(images.chunk(num_images), choices.chunk(num_images, dim=1), strict=True):
+            old = self.images[place]  # (1, C, H, W)
+            chosen.append(torch.where(keep.bool(), image, old))
+            self.images[place] = torch.where(store.bool(), image, old)
+        return torch.cat(chosen).contiguous()
 
-    def _swap(self, image: Tensor) -> Tensor:
-        if len(self.images) < self.size:
-            self.images.append(image.clone())
-            return image
-        if self.size == 0 or self.random.random() < 0.5:
-            return image
-        index = self.random.randrange(self.size)
-        old, self.images[index] = self.images[index], image.clone()
-        return old.to(image.device)  # a restored pool starts on the CPU
+    def _draw(self, num_images: int) -> Tensor:
+        """What to do with the next images, (3, num_images) int64.
+
+        The first row holds the places of stored images; the second is 1 for images that are returned, where 0 stands
+        for the stored one; the third is 1 for images that are stored.
+        """
+        choices = []
+        for _ in range(num_images):
+            if self.count < self.size:
+                choices.append((self.count, 1, 1))
+                self.count += 1
+            elif self.random.random() < 0.5:
+                choices.append((0, 1, 0))
+            else:
+                choices.append((self.random.randrange(self.size), 0, 1))
+        return torch.tensor(choices).T
+
+    def _make_room(self, images: Tensor) -> None:
+        """Hold the stored images, and free places for the rest, on the device of new ones."""
+        if (len(self.images), self.images.device, self.images.dtype) != (self.size, images.device, images.dtype):
+            held, self.images = self.images[: self.count], images.new_zeros(self.size, *images.shape[1:])
+            if self.count:
+                self.images[: self.count] = held
 
     def state_dict(self) -> dict[str, Any]:
         """Images, on the CPU, and random state, in types that `torch.load(weights_only=True)` accepts."""
-        return {"images": [image.cpu() for image in self.images], "random": self.random.getstate()}
+        images = [image.to("cpu", copy=True) for image in self.images[: self.count]]
+        return {"images": images, "random": self.random.getstate()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        self.images = list(state["images"])
+        self.count = len(state["images"])
+        self.images = torch.stack(list(state["images"])) if self.count else torch.empty(0)
         self.random.setstate(state["random"])
