@@ -57,8 +57,8 @@ from training.checkpoint import lock_run
 from training.diff_augment import Augment, draw_augmentation
 from training.health import check_finite
 from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_loss, r1_penalty
-from training.model import CycleGAN, backward, in_bf16, step_optimizer
-from training.run import Run, explained_failures, open_device, stop_requests
+from training.model import CycleGAN, Finish, backward, begin_step, in_bf16
+from training.run import Run, asked_to_stop, explained_failures, open_device, stop_requests
 from training.run_log import open_log, sample_files, say_finished_already, say_what_next
 from utils import normalize, seed_everything
 from weights.load import load_networks
@@ -92,23 +92,26 @@ def train_step(
     if config.disc_first:  # departs from the paper as the original European-to-Asian project does
         with torch.no_grad(), model.autocast():
             fake_b, fake_a = model.gen_ab(real_a), model.gen_ba(real_b)
-        losses = update_discriminators(model, reals, (fake_a, fake_b), config, augment, r1_gamma)
-        _, gen_losses = update_generators(model, reals, config, augment, identity_share)
-        return losses | gen_losses
+        scores, finish_discriminators = update_discriminators(model, reals, (fake_a, fake_b), config, augment, r1_gamma)
+        losses = finish_discriminators() | scores
+        _, finish_generators = update_generators(model, reals, config, augment, identity_share)
+        return losses | finish_generators()
 
-    fakes, losses = update_generators(model, reals, config, augment, identity_share)
-    return losses | update_discriminators(model, reals, fakes, config, augment, r1_gamma)
+    # Both steps end together: gradients of the generators travel between processes while the discriminators learn.
+    fakes, finish_generators = update_generators(model, reals, config, augment, identity_share)
+    scores, finish_discriminators = update_discriminators(model, reals, fakes, config, augment, r1_gamma)
+    return finish_generators() | finish_discriminators() | scores
 
 
 def update_generators(
     model: CycleGAN, reals: tuple[Tensor, Tensor], config: Config, augment: Augment, identity_share: float
-) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+) -> tuple[tuple[Tensor, Tensor], Finish]:
     """Improve both generators against frozen discriminators: one step down paper Eq. 3.
 
     Each block ends with a backward pass, which adds to the gradients and frees the activations, so that those of one
     block are in memory at a time. A new term belongs in the block that computes its images.
 
-    Returns the translations (fake_a, fake_b), and the losses by name.
+    Returns the translations (fake_a, fake_b), and a function that finishes the step and returns the losses by name.
     """
     m, (real_a, real_b) = model, reals
     adversarial = partial(gan_loss, kind=config.gan_loss, sigmoid=config.gan_sigmoid)
@@ -143,12 +146,11 @@ def update_generators(
             loss_identity = identity_weight * (identity_a + identity_b)
         backward(loss_identity)
 
-    # Step both generators along the gradients that have added up; the total is for the report.
+    # Begin to step both generators along the gradients that have added up; the total is for the report.
     total = loss_ab + loss_ba + loss_identity  # paper Eq. 3
     terms = {"gan_ab": gan_ab, "gan_ba": gan_ba, "cycle_a": cycle_a, "cycle_b": cycle_b, "identity_a": identity_a,
              "identity_b": identity_b}  # fmt: skip
-    losses = step_optimizer(m.opt_gen, total, name="gen", terms=terms)
-    return (fake_a, fake_b), losses
+    return (fake_a, fake_b), begin_step(m.opt_gen, total, name="gen", terms=terms)
 
 
 def update_discriminators(
@@ -158,10 +160,10 @@ def update_discriminators(
     config: Config,
     augment: Augment,
     r1_gamma: float,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], Finish]:
     """Improve both discriminators on real images and on this and earlier steps' fakes: paper Eq. 1, over D.
 
-    Returns the losses and mean scores by name.
+    Returns the mean scores by name, and a function that finishes the step and returns the losses by name.
     """
     m, (real_a, real_b), (fake_a, fake_b) = model, reals, fakes
     source_of_a, source_of_b = ([real_b], [real_a]) if config.source_negatives else ([], [])
@@ -187,11 +189,11 @@ def update_discriminators(
         penalty = r1_gamma / 2 * (r1_penalty(m.disc_a, augment(real_a)) + r1_penalty(m.disc_b, augment(real_b)))
         backward(penalty)
 
-    # Step both discriminators.
+    # Begin to step both discriminators.
     total = disc_a + disc_b + penalty
-    losses = step_optimizer(m.opt_disc, total, name="disc", terms={"disc_a": disc_a, "disc_b": disc_b})
     scores = {"real_a": scores_a[0], "fake_a": scores_a[1], "real_b": scores_b[0], "fake_b": scores_b[1]}
-    return losses | {f"score/{name}": values.detach().mean() for name, values in scores.items()}
+    means = {f"score/{name}": values.detach().mean() for name, values in scores.items()}
+    return means, begin_step(m.opt_disc, total, name="disc", terms={"disc_a": disc_a, "disc_b": disc_b})
 
 
 def score_together(disc: Discriminator, augment: Augment, *batches: Tensor) -> tuple[Tensor, ...]:
@@ -260,7 +262,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
         # Draw a batch of each domain.
         for real_a, real_b in pairs:
             # Stop between two steps when asked to, all processes at the same one.
-            if stopped := distributed.any_process(bool(stop)):
+            if stopped := asked_to_stop(stop, step=run.step, images=real_a, device=device):
                 break
 
             # Set this step's learning rate.

@@ -107,7 +107,7 @@ def build_translator(
     strength: float | None = None,
 ) -> Translator:
     """Build the translator of one direction; see `load_translator` for the arguments and errors."""
-    place = pick_device(device, distributed.local_rank())
+    place = pick_device(device, distributed.gpu_number())
     generator = loaded.generator(direction)
     if strength is None:
         strength = loaded.strength(direction)

@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from config import Config
 from dataset import EpochBatches, count_steps_per_epoch
 from training import checkpoint, distributed
 from training.model import CycleGAN
+from training.run import asked_to_stop
 from utils import UserError
 
 
@@ -97,10 +100,22 @@ def train_some_steps(config: Config, rows: slice, path: Path | None = None) -> C
 def train_as_rank(rank: int, port: int, config: Config, folder: Path) -> None:
     os.environ |= environment_of(rank, 2, port)
     with distributed.process_group(CPU):
-        train_some_steps(config, slice(rank, rank + 1), folder / f"{rank}.pt")
+        model = train_some_steps(config, slice(rank, rank + 1), folder / f"{rank}.pt")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distributed, "begin_average", average_at_once)
+            assert_identical(model.state_dict(), train_some_steps(config, slice(rank, rank + 1)).state_dict())
         assert distributed.all_equal(3)
         assert not distributed.all_equal(rank)
     assert not [name for name in names_of_threads() if "gloo" in name]  # they might abort the process when Python exits
+
+
+def average_at_once(tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
+    """Average tensors one by one, and only then let other work go on."""
+    for tensor in tensors:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        tensor.copy_(total / 2)
+    return lambda: None
 
 
 def names_of_threads() -> list[str]:
@@ -132,6 +147,57 @@ def load_saved(config: Config, saved: dict[str, Any]) -> CycleGAN:
         for weights, gradient in zip(network.parameters(), saved["gradients"][name], strict=True):
             weights.grad = gradient
     return model
+
+
+@pytest.mark.parametrize("disc_first", [False, True])
+def test_the_generators_gradients_travel_while_the_discriminators_learn(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, disc_first: bool
+) -> None:
+    """Where the discriminators come first, the generators must meet the new ones."""
+    config, events = tiny(disc_first=disc_first), list[str]()
+    model, real = CycleGAN(config, CPU), torch.rand(1, 3, 32, 32)
+
+    def begin(tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
+        name = "gen" if len(tensors) > len(model.opt_disc.param_groups[0]["params"]) + 1 else "disc"
+        events.append(f"begin {name}")
+        return partial(events.append, f"end {name}")
+
+    monkeypatch.setattr(distributed, "begin_average", begin)
+    train.train_step(model, real, real, config=config)
+    overlapping = ["begin gen", "begin disc", "end gen", "end disc"]
+    assert events == (["begin disc", "end disc", "begin gen", "end gen"] if disc_first else overlapping)
+
+
+@pytest.mark.parametrize("resumed_at", [0, 7, 20])
+def test_processes_on_gpus_ask_in_each_tenth_step_whether_to_stop_also_after_a_resume(
+    monkeypatch: pytest.MonkeyPatch, resumed_at: int
+) -> None:
+    asked = list[int]()
+    images, no_images = torch.zeros(1, 3, 8, 8), torch.empty(0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for step in range(resumed_at, 41):
+        monkeypatch.setattr(distributed, "any_process", lambda flag, step=step: asked.append(step) or flag)
+        stops = asked_to_stop([signal.SIGTERM], step=step, images=images, device=torch.device("cuda"))
+        assert stops == (step % 10 == 0)
+        if not stops:
+            with pytest.raises(UserError, match="no images came"):
+                asked_to_stop([signal.SIGTERM], step=step, images=no_images, device=torch.device("cuda"))
+    assert asked == [step for step in range(resumed_at, 41) if step % 10 == 0]
+    assert asked_to_stop([signal.SIGTERM], step=41, images=no_images, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "by_torchrun", "expected"), [(8, True, 3), (8, False, 3), (1, True, 3), (1, False, 0)]
+)
+def test_a_task_that_sees_only_its_own_gpu_uses_that(
+    monkeypatch: pytest.MonkeyPatch, num_gpus: int, by_torchrun: bool, expected: int
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if by_torchrun:  # it gives its processes one name, and all GPUs
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert distributed.gpu_number() == expected
 
 
 @pytest.mark.slow

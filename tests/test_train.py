@@ -30,7 +30,7 @@ import translate
 from benchmark import textbook_terms
 from config import BEFORE_THE_KNOB, PRESETS, Config, from_dict
 from training import checkpoint, losses
-from training.model import CycleGAN, backward, ignores_found_inf, step_optimizer
+from training.model import CycleGAN, backward, begin_step, ignores_found_inf
 from training.run import Run
 from training.sample_sheet import heading_height
 from training.textbook_step import Textbook, textbook_step
@@ -243,7 +243,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight_either(tiny: Tiny) -> N
     weight = torch.zeros(1, requires_grad=True)
     loss = weight.sqrt().sum()  # finite, but of infinite slope
     backward(loss)
-    reported = step_optimizer(torch.optim.Adam([weight], fused=True), loss, name="gen", terms={})
+    reported = begin_step(torch.optim.Adam([weight], fused=True), loss, name="gen", terms={})()
     assert not torch.isfinite(reported["grad_norm/gen"])
     assert weight.item() == 0
 

@@ -1,15 +1,16 @@
 """Communication between the processes that torchrun starts; a program started without torchrun is one process.
 
-One all-reduce averages the gradients after the last backward pass of an update. We do not use DistributedDataParallel,
-because its hooks expect one forward and one backward pass of every network: our step calls each generator several
-times, runs backward term by term, and freezes the discriminators in between. The averages are the same.
+One all-reduce averages the gradients after the last backward pass of an update; other work goes on meanwhile. We do not
+use DistributedDataParallel, because its hooks expect one forward and one backward pass of every network: our step calls
+each generator several times, runs backward term by term, and freezes the discriminators in between. The averages are
+the same.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -38,8 +39,18 @@ def count() -> int:
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, from 0, which is also the number of its GPU."""
+    """The number of this process on its machine, from 0."""
     return _from_environment("LOCAL_RANK", 0)
+
+
+def gpu_number() -> int:
+    """The number of this process's GPU among those that it sees.
+
+    It is that of the process, unless the program that started it, such as Slurm, has given it a single GPU to see.
+    torchrun never does that: there a single GPU is the machine's only one.
+    """
+    sees_its_own_only = torch.cuda.device_count() == 1 and not dist.is_torchelastic_launched()
+    return 0 if sees_its_own_only else local_rank()
 
 
 def _from_environment(name: str, default: int) -> int:
@@ -69,15 +80,30 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 @torch.no_grad()
-def average(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors, all of one dtype and on one device, by their means over all processes."""
+def begin_average(tensors: Sequence[Tensor]) -> Callable[[], None]:
+    """Begin to average tensors, all of one dtype and on one device, over all processes.
+
+    Returns:
+        A function that waits for the means and writes them into the tensors, which must not change before. All
+        processes must begin in the same order, and call these functions in the same order.
+    """
     if count() == 1:
-        return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    means = torch.split(flat.div_(count()), [tensor.numel() for tensor in tensors])
-    for tensor, mean in zip(tensors, means, strict=True):
-        tensor.copy_(mean.view(tensor.shape))
+        return lambda: None
+    flat = torch.empty(sum(tensor.numel() for tensor in tensors), dtype=tensors[0].dtype, device=tensors[0].device)
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    views = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    torch._foreach_copy_(views, list(tensors))
+    uses_nccl = flat.is_cuda  # Gloo cannot average
+    work = dist.all_reduce(flat, dist.ReduceOp.AVG if uses_nccl else dist.ReduceOp.SUM, async_op=True)
+
+    @torch.no_grad()
+    def finish() -> None:
+        work.wait()  # on a GPU, its stream waits, and the program does not
+        if not uses_nccl:
+            flat.div_(count())
+        torch._foreach_copy_(list(tensors), views)
+
+    return finish
 
 
 def any_process(flag: bool) -> bool:

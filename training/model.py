@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -23,8 +23,8 @@ from utils import fast_layout, uses_bf16
 BETA2 = 0.999  # Adam's decay rate of the squared gradient's mean, as in the paper's code.
 EMA_WARM_UP = 3  # The decay of the generators' average is at most steps / (steps + EMA_WARM_UP).
 
-
 Network = TypeVar("Network", bound=nn.Module)
+Finish = Callable[[], dict[str, Tensor]]  # takes the step that was begun, and returns its scalars by name
 
 
 class CycleGAN:
@@ -49,7 +49,7 @@ class CycleGAN:
         self.pool_a, self.pool_b = ImagePool(config.pool_size, seed), ImagePool(config.pool_size, seed + 1)
         if config.compile:
             for network in (self.gen_ab, self.gen_ba, self.disc_a, self.disc_b):
-                network.compile()
+                network.compile(dynamic=False)  # discriminators see batches of two sizes
 
     def _place(self, network: Network, config: Config) -> Network:
         """The network on the device, in the memory format in which it is fastest there."""
@@ -162,13 +162,12 @@ def backward(loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
 
 
-def step_optimizer(
-    optimizer: torch.optim.Adam, loss: Tensor, *, name: str, terms: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Take one step along the gradients that the weights hold; all processes take the same one.
+def begin_step(optimizer: torch.optim.Adam, loss: Tensor, *, name: str, terms: dict[str, Tensor]) -> Finish:
+    """Begin one step along the gradients that the weights hold; all processes take the same one.
 
-    Gradients and losses are averaged over the processes. Where the loss or its gradient is not finite the step is
-    skipped, by the optimiser itself: checking on the host would make the program wait for the GPU in every step.
+    Gradients and losses are averaged over the processes. They travel until the step is finished, so that other work can
+    go on meanwhile. Where the loss or its gradient is not finite the step is skipped, by the optimiser itself: checking
+    on the host would make the program wait for the GPU in every step.
 
     Args:
         optimizer: a fused optimiser.
@@ -177,19 +176,26 @@ def step_optimizer(
         terms: its terms by name, scalars, to report beside it.
 
     Returns:
-        Loss and terms as "loss/" + name, detached, and the gradient's norm as "grad_norm/" + name.
+        A function that takes the step. It returns loss and terms as "loss/" + name, detached, and the gradient's norm
+        as "grad_norm/" + name.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())])
-    distributed.average([*gradients, values])
-    norm = get_total_norm(gradients)
-    # A fused optimiser skips the step where this is 1, as it does for torch.amp.GradScaler.
-    found_inf = (~torch.isfinite(values[0] + norm)).float()
-    optimizer.found_inf = found_inf  # type: ignore[attr-defined]
-    if not (ignores_found_inf(found_inf.device) and found_inf.item()):
-        optimizer.step()
-    reported = {f"loss/{key}": value for key, value in zip([name, *terms], values.unbind(), strict=True)}
-    return reported | {f"grad_norm/{name}": norm}
+    names = [name, *terms]
+    finish_average = distributed.begin_average([*gradients, values])
+
+    def finish() -> dict[str, Tensor]:
+        finish_average()
+        norm = get_total_norm(gradients)
+        # A fused optimiser skips the step where this is 1, as it does for torch.amp.GradScaler.
+        found_inf = (~torch.isfinite(values[0] + norm)).float()
+        optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        if not (ignores_found_inf(found_inf.device) and found_inf.item()):
+            optimizer.step()
+        reported = {f"loss/{key}": value for key, value in zip(names, values.unbind(), strict=True)}
+        return reported | {f"grad_norm/{name}": norm}
+
+    return finish
 
 
 def ignores_found_inf(device: torch.device) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from config import Config, to_dict
 from console import memory_advice, reason_of
@@ -23,6 +24,7 @@ from training.torch_file import UnusableFileError
 from utils import Template, UserError, atomic_write, pick_device, printable, seed_everything
 
 R1_INTERVAL = 8  # The gradient penalty applies in each 8th step and counts for all of them (Karras et al. 2020).
+STOP_INTERVAL = {"cuda": 10}  # Processes on GPUs ask one another whether to stop in each 10th step, others in each.
 R1_SIDE = 64  # The knob r1_gamma is the penalty's weight for images of this side, px.
 
 
@@ -209,7 +211,7 @@ def open_device(config: Config) -> torch.device:
     """The device to train on, made ready for steps that are all of one size."""
     if distributed.count() > 1 and re.fullmatch(r"cuda:\d+", config.device):
         raise UserError(f"--device {config.device} is one GPU for {distributed.count()} processes: use --device cuda")
-    device = pick_device(config.device, distributed.local_rank())
+    device = pick_device(config.device, distributed.gpu_number())
     if device.type == "cuda":
         torch.cuda.set_device(device)  # pinned memory and the check for bfloat16 use the current device
         torch.backends.cudnn.benchmark = True  # find the fastest convolutions once
@@ -238,6 +240,33 @@ def stop_requests(second_ends: bool = True) -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def asked_to_stop(requests: Sequence[int], *, step: int, images: Tensor, device: torch.device) -> bool:
+    """Whether to stop before a step, because this or another process was asked to. All processes get the same answer.
+
+    The question delays GPUs' short steps, so several processes answer no without asking in most of them. Steps on a CPU
+    can take seconds, and torchrun kills processes that have not stopped after 30 seconds, so there all are asked.
+
+    Args:
+        requests: the signals that this process has received.
+        step: how many steps are finished, so that a resumed run asks at the same steps.
+        images: the next batch; it is empty where this process was asked to stop while none came.
+        device: where the processes train.
+
+    Raises:
+        UserError: this process has no images for a step that the others have begun.
+    """
+    if distributed.count() == 1:
+        return bool(requests)
+    if step % STOP_INTERVAL.get(device.type, 1) == 0:
+        return distributed.any_process(bool(requests))
+    if not len(images):
+        raise UserError(
+            "asked to stop while no images came for the next step; to resume from the newest checkpoint, run the same\n"
+            "command again; if this repeats, check the disk of --data-dir, or lower --num-workers"
+        )
+    return False
 
 
 @contextmanager
