@@ -54,6 +54,7 @@ from evaluation.validation import Validation, strengths_in
 from photos.film import make_film
 from training import distributed
 from training.checkpoint import lock_run
+from training.cuda_graph import fastest_step
 from training.diff_augment import Augment, draw_augmentation
 from training.health import check_finite
 from training.losses import cycle_loss, discriminator_loss, gan_loss, identity_loss, r1_penalty
@@ -249,6 +250,8 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
     validation = build_validation(images, samples, run, device)
     num_images = (len(images[0].files), len(images[1].files))
     log = open_log(run, model, num_images=num_images, domains=domain_names(config))
+    say = log.say if log else lambda text: None
+    step = fastest_step(partial(step_on_pixels, model, config=config), model, config, say=say)
     stopped = False
     with (
         stop_requests(second_ends=distributed.count() == 1) as stop,
@@ -270,9 +273,7 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
             model.set_learning_rate(learning_rate)
 
             # Update the generators, the discriminators, and the generators' average.
-            real_a, real_b = (normalize(real.to(device, non_blocking=True)) for real in (real_a, real_b))
-            losses = train_step(model, real_a, real_b, config=config, identity_share=run.identity_share,
-                                r1_gamma=run.r1_gamma)  # fmt: skip
+            losses = step(real_a, real_b, identity_share=run.identity_share, r1_gamma=run.r1_gamma)
             model.update_averages(run.step, config.ema_decay)
             run.step += 1
 
@@ -345,6 +346,14 @@ def open_loader(run: Run, dataset: UnpairedDataset, *, pin_memory: bool) -> Data
     batches = EpochBatches(len(dataset), config.batch_size, config.seed, run.step, run.num_steps,
                            distributed.rank(), distributed.count())  # fmt: skip
     return build_loader(dataset, batches, config.num_workers, pin_memory=pin_memory)
+
+
+def step_on_pixels(
+    model: CycleGAN, pixels_a: Tensor, pixels_b: Tensor, *, config: Config, identity_share: float, r1_gamma: float
+) -> dict[str, Tensor]:
+    """`train_step` on pixels (N, 3, H, W) uint8, 0 to 255, on any device."""
+    real_a, real_b = (normalize(pixels.to(model.device, non_blocking=True)) for pixels in (pixels_a, pixels_b))
+    return train_step(model, real_a, real_b, config=config, identity_share=identity_share, r1_gamma=r1_gamma)
 
 
 def translate_samples(model: CycleGAN, sample_a: Tensor, sample_b: Tensor) -> list[Tensor]:

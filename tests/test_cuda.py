@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from conftest import Tiny, make_image, train_here
 from test_train import CPU, assert_identical, difference, final_state, networks_of
 
 import train
+from config import Config
 from generator_model import Generator
 from photos.translator import Translator
+from training.cuda_graph import GraphedStep, Losses, Step
 from training.model import CycleGAN
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -63,3 +66,56 @@ def test_a_translation_on_a_gpu_is_close_to_one_on_a_cpu() -> None:
     generator, photo = Generator(num_residuals=1, base_channels=8), make_image(0, (64, 64))
     on_cpu, on_gpu = (np.array(Translator(generator, 64, device=device)(photo), dtype=float) for device in (CPU, GPU))
     assert np.abs(on_cpu - on_gpu).mean() < 0.01 * 127.5
+
+
+def forty_steps(config: Config, *, is_graphed: bool, reads: bool = False) -> tuple[list[Losses], list[str]]:
+    """What forty steps in float64 report, each eighth with the gradient penalty; if `reads`, each waits for the GPU."""
+    torch.manual_seed(0)
+    model, said = CycleGAN(config, GPU), list[str]()
+    for network in networks_of(model).values():
+        network.double()
+
+    def step(*images: torch.Tensor, identity_share: float, r1_gamma: float) -> Losses:
+        losses = train.train_step(model, *images, config=config, identity_share=identity_share, r1_gamma=r1_gamma)
+        return losses | {"loss/gen": losses["loss/gen"] * float(losses["loss/gen"].item() > 0)} if reads else losses
+
+    taken: Step = GraphedStep(step, model, 2, say=said.append) if is_graphed else step
+    reported = []
+    for number in range(40):
+        real_a, real_b = torch.rand(2, 2 if number % 10 else 1, 3, 32, 32, dtype=torch.float64) * 2 - 1
+        model.set_learning_rate(2**-12 / (1 + number // 8))  # a number that the graph's float32 holds, or nearly
+        r1_gamma = 0.0 if number % 8 else 1.0
+        reported.append(taken(real_a.to(GPU), real_b.to(GPU), identity_share=1.0, r1_gamma=r1_gamma))
+    return reported, said
+
+
+@pytest.mark.parametrize("policy", ["none", "all"])
+def test_steps_of_a_cuda_graph_equal_ordinary_ones_and_a_short_batch_fits_between_them(tiny: Tiny, policy: str) -> None:
+    config = tiny(global_skip=False, lambda_identity=0.5, diff_augment=policy)
+    expected, _ = forty_steps(config, is_graphed=False)
+    actual, said = forty_steps(config, is_graphed=True)
+    assert said == ["some steps run without the CUDA graph: the last batch of an epoch is smaller"]
+    for own, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_waits_for_the_gpu_goes_on_without_a_graph(tiny: Tiny) -> None:
+    config = tiny(global_skip=False)
+    expected, _ = forty_steps(config, is_graphed=False)
+    actual, said = forty_steps(config, is_graphed=True, reads=True)
+    assert "training goes on without a CUDA graph, which failed: " in said[-1]
+    for own, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "off"])
+def test_a_run_with_a_cuda_graph_stops_and_resumes(tiny: Tiny, amp: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = partial(tiny, device="cuda", amp=amp, cuda_graph="on", num_epochs=9, num_workers=1, log_every_steps=1)
+    assert train_here(config(max_steps=30)) == 0
+    assert train_here(config(max_steps=50)) == 0
+    assert train_here(config(max_steps=55, cuda_graph="off")) == 0
+    state = final_state(tiny())
+    assert state["step"] == 55
+    assert type(state["opt_gen"]["param_groups"][0]["lr"]) is float
+    assert all(torch.isfinite(weights).all() for weights in state["gen_ab"].values())
+    assert "without a CUDA graph" not in capsys.readouterr().out

@@ -168,6 +168,11 @@ def test_the_generators_gradients_travel_while_the_discriminators_learn(
     assert events == (["begin disc", "end disc", "begin gen", "end gen"] if disc_first else overlapping)
 
 
+def answer(step: int, asked: list[int], flag: bool) -> bool:
+    asked.append(step)
+    return flag
+
+
 @pytest.mark.parametrize("resumed_at", [0, 7, 20])
 def test_processes_on_gpus_ask_in_each_tenth_step_whether_to_stop_also_after_a_resume(
     monkeypatch: pytest.MonkeyPatch, resumed_at: int
@@ -176,7 +181,7 @@ def test_processes_on_gpus_ask_in_each_tenth_step_whether_to_stop_also_after_a_r
     images, no_images = torch.zeros(1, 3, 8, 8), torch.empty(0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for step in range(resumed_at, 41):
-        monkeypatch.setattr(distributed, "any_process", lambda flag, step=step: asked.append(step) or flag)
+        monkeypatch.setattr(distributed, "any_process", partial(answer, step, asked))
         stops = asked_to_stop([signal.SIGTERM], step=step, images=images, device=torch.device("cuda"))
         assert stops == (step % 10 == 0)
         if not stops:
