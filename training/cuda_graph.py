@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from config import Config
+from console import reason_of
 from training import distributed
 from training.draws import Tape, overwrite
 from training.model import CycleGAN
@@ -158,8 +159,8 @@ class GraphedStep:
         try:
             self.captured[kind] = CapturedStep(self.static[kind], [self.model.opt_gen, self.model.opt_disc], self.pool)
         except RuntimeError as error:  # torch's and CUDA's, a full memory among them
-            first = error.__context__ or error  # the end of a failed capture fails, too
-            self.say(f"training goes on without a CUDA graph, which failed: {str(first).splitlines()[0]}")
+            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error  # its end fails, too
+            self.say(f"training goes on without a CUDA graph, which failed: {reason_of(first)}")
             self.has_failed = True
             self.static.clear()
             self.captured.clear()
