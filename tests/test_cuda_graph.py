@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -88,8 +89,7 @@ def nine_steps(config: Config, batch_size: int, *, is_static: bool) -> tuple[dic
     return saved | {"random": torch.get_rng_state()}, reported
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4])
-@pytest.mark.parametrize("name", KNOBS)
+@pytest.mark.parametrize(("name", "batch_size"), [*product(PRESETS, (1, 3, 4)), ("augmented", 3)])
 def test_the_static_step_equals_the_ordinary_step_bit_for_bit(name: str, batch_size: int) -> None:
     expected, actual = (nine_steps(small(name), batch_size, is_static=is_static) for is_static in (False, True))
     assert_identical(expected, actual)
