@@ -28,7 +28,7 @@ from PIL import Image
 
 import app
 import translate
-from photos.picture_file import LABEL
+from photos.label import LABEL
 from utils import UserError
 from weights.load import BUNDLED_WEIGHTS, DIRECTIONS
 
