@@ -285,7 +285,7 @@ def run(args: argparse.Namespace) -> str:
 
     # Evaluate each direction.
     sections: list[str] = []
-    report: dict[str, Any] = {"weights": str(args.weights), "data_dir": config.data_dir,
+    report: dict[str, Any] = {"weights": str(args.weights), "step": weights.step, "data_dir": config.data_dir,
                               "classifier_accuracy": scorers.domain_accuracy, "missing": scorers.missing}  # fmt: skip
     if not (
         args.out / "evaluation.json"

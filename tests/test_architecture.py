@@ -34,6 +34,8 @@ ENTRY_POINTS: dict[str, set[str]] = {  # they may import all rooms, and of each 
     "download_files": {"import_weights"},
     "check_data": set(),
     "app": {"translate"},
+    "export": {"check_data"},
+    "hubconf": {"translate"},
 }
 ONLY_HERE = {  # libraries and the only files or packages that may import them
     "tyro": {"config", "training.command_line"},
@@ -46,6 +48,10 @@ ONLY_HERE = {  # libraries and the only files or packages that may import them
     "tensorboard": {"training.run_log"},
     "filelock": {"training.checkpoint", "download_files"},
     "safetensors": {"weights.safetensors_file"},
+    "onnx": {"weights.onnx_file"},
+    "onnxscript": {"weights.onnx_file"},
+    "onnxruntime": {"weights.onnx_file"},
+    "huggingface_hub": {"weights.hub", "weights.model_card"},
     "torch_fidelity": {"evaluation"},
     "matplotlib": {"evaluation.report"},
     "gradio": {"app"},
@@ -53,7 +59,11 @@ ONLY_HERE = {  # libraries and the only files or packages that may import them
 NOT_AT_THE_TOP = {
     "av",
     "gradio",
+    "huggingface_hub",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "pillow_heif",
     "torch_fidelity",
 }  # optional libraries are imported where they are used

@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT, SMALL, make_folders, make_image
 from foreign_networks import save_origin
 from PIL import Image
+from test_export import write_evaluation
 
 import benchmark
 import download_files
@@ -44,6 +45,7 @@ EXPECTED = {  # what a program prints when it has done its work
     "benchmark.py": "|---|",
     "import_weights.py": "wrote my_weights.safetensors",
     "download_files.py": "data set: ",
+    "export.py": "wrote ",
 }
 OTHER_FLAGS = {
     "build-arg",
@@ -122,7 +124,8 @@ def test_ci_does_the_set_up_and_ends_with_the_test_command() -> None:
     assert script.rstrip().endswith("python -m pytest")
 
 
-@pytest.mark.parametrize("command", PROGRAMS)
+@pytest.mark.parametrize("command", [pytest.param(command, marks=[pytest.mark.slow] * ("--onnx" in command))
+                                     for command in PROGRAMS])  # fmt: skip
 def test_the_commands_of_our_programs_run(
     command: str,
     workspace: Path,
@@ -136,8 +139,10 @@ def test_the_commands_of_our_programs_run(
     for name, source in download_files.SOURCES.items():
         folder = "my_weights" if name == "weights" else "my_faces"
         monkeypatch.setitem(download_files.SOURCES, name, replace(source, url=str(workspace / folder)))
-    if program in ("translate.py", "evaluate.py") or {"--init-from", "--config"} & {*arguments}:
+    if program in ("translate.py", "evaluate.py", "export.py") or {"--init-from", "--config"} & {*arguments}:
         shutil.copytree(finished_run / "runs", workspace / "runs")
+    if "--evaluation" in arguments:
+        write_evaluation(workspace / "evaluated", Path("runs/my_faces"), step=2)
     if "my_weights.safetensors" in arguments and program == "translate.py":
         run("import_weights.py", "my_weights", "my_weights.safetensors", cwd=workspace)
     main = importlib.import_module(program.removesuffix(".py")).main

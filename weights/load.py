@@ -1,10 +1,11 @@
-"""Load trained generators from a run, a checkpoint or a .safetensors file, and export them to .safetensors."""
+"""Load trained generators from a run, a checkpoint, a .safetensors file or the Hub, and export them to .safetensors."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from config import Config, as_flag, to_dict
 from generator_model import Generator
 from training.checkpoint import (
     CheckpointError,
+    checked_step,
     checked_strength,
     checked_template,
     list_checkpoints,
@@ -25,6 +27,7 @@ from training.checkpoint import (
 )
 from training.torch_file import UnusableFileError, fitting_tensors, kind_of
 from utils import Template, UserError, atomic_write, printable
+from weights.hub import download_weights, is_on_hub
 from weights.safetensors_file import Content, read_generators, write_generators
 
 Direction = Literal["ab", "ba"]
@@ -45,6 +48,8 @@ class Weights:
         config: the configuration that they were trained with.
         template: where the landmarks of faces are in the training images; None if the images do not show faces.
         strengths: the best strength of translations by direction, where somebody has measured it.
+        step: how many steps they were trained for; None if the file does not say.
+        num_images: how many training images there were of domains "a" and "b", where the file says it.
     """
 
     path: Path
@@ -52,6 +57,8 @@ class Weights:
     config: Config
     template: Template | None
     strengths: dict[Direction, float] = field(default_factory=dict)
+    step: int | None = None
+    num_images: dict[str, int] = field(default_factory=dict)
 
     def strength(self, direction: Direction) -> float:
         """How much of its change a direction's generator should apply, see `generator_model.blend`; 1 by default."""
@@ -78,8 +85,8 @@ def load_weights(path: str | os.PathLike[str], *, ema: bool = True) -> Weights:
     """Read trained generators.
 
     Args:
-        path: a checkpoint; a .safetensors file that `export_weights` or import_weights.py wrote; or a folder, see
-            `find_weights`.
+        path: a checkpoint; a .safetensors file that `save_weights` or import_weights.py wrote; a folder, see
+            `find_weights`; or hf://USER/NAME, see `weights.hub`.
         ema: load the moving averages of the weights. If False, load the raw weights, which only checkpoints hold.
 
     Raises:
@@ -96,11 +103,14 @@ def find_weights(path: Path) -> Path:
     """The file, or the folder with checkpoints, that a path to trained weights means.
 
     A folder may be a run's folder, for its folder checkpoints or, without that, best; one of these two; or a folder
-    in which there is one run or one .safetensors file.
+    in which there is one run or one .safetensors file. A model on the Hub is downloaded.
 
     Raises:
+        UserError: the Hub does not have it.
         CheckpointError: there is nothing of that name, or no such weights in it, or several; it names those there are.
     """
+    if is_on_hub(path):
+        return download_weights(path)
     if not path.exists():
         known = runs_in(path.parent) or runs_in(Path(Config.runs_dir))
         hint = f"; runs that exist: {_listed(known)}" if known else ""
@@ -164,16 +174,30 @@ def export_weights(
     if isinstance(saved, Content):
         raise UserError(f"{printable(source)} is a .safetensors file already; give a run or a checkpoint")
     weights = _weights_in(saved, Path(source))
-    strengths: Mapping[Any, float] = weights.strengths
     if strength is not None:
         with naming(source):
-            strengths = checked_strength(strength)
-    generators = {f"gen_{direction}": weights.generators[direction].state_dict() for direction in DIRECTIONS}
+            strengths: dict[Any, float] = checked_strength(strength)
+        weights = replace(weights, strengths=strengths)
+    save_weights(weights, Path(target), half=half)
+
+
+def save_weights(weights: Weights, target: Path, *, half: bool = False) -> None:
+    """Write generators with all that translating needs to know of them to a .safetensors file.
+
+    Args:
+        weights: the generators, of one direction or both.
+        target: the file, which is replaced only when the new one is complete.
+        half: store 16 bits a number instead of 32.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    generators = {f"gen_{direction}": generator.state_dict() for direction, generator in weights.generators.items()}
     if half:
         generators = {name: {key: x.half() for key, x in state.items()} for name, state in generators.items()}
-    with atomic_write(Path(target)) as temporary:
+    with atomic_write(target) as temporary:
         write_generators(temporary, generators, config=to_dict(weights.config), template=weights.template,
-                         strength=strengths or None)  # fmt: skip
+                         strength=weights.strengths or None)  # fmt: skip
 
 
 def load_networks(path: str | os.PathLike[str], config: Config) -> dict[str, dict[str, Tensor]]:
@@ -221,6 +245,8 @@ def _read(path: Path) -> dict[str, Any] | Content:
 def _weights_in(saved: dict[str, Any] | Content, path: Path, *, ema: bool = True) -> Weights:
     """The trained generators in what was read from `path`."""
     with naming(path):
+        step: int | None = None
+        num_images: dict[str, int] = {}
         if isinstance(saved, Content):
             config, template, strength = _config_in({"config": saved.config}, path), saved.template, saved.strength
             states = {d: saved.generators[f"gen_{d}"] for d in DIRECTIONS if f"gen_{d}" in saved.generators}
@@ -229,9 +255,17 @@ def _weights_in(saved: dict[str, Any] | Content, path: Path, *, ema: bool = True
         else:
             config, template, strength = _config_in(saved, path), saved.get("template"), saved.get("strength")
             states = {d: saved[f"ema_gen_{d}" if ema else f"gen_{d}"] for d in DIRECTIONS}
+            step, num_images = checked_step(saved["step"]), _counts_in(saved["data"])
         generators = {d: _build(config, state, f"gen_{d}") for d, state in states.items()}
         strengths: dict[Any, float] = checked_strength(strength)
-        return Weights(path, generators, config, checked_template(template), strengths)
+        return Weights(path, generators, config, checked_template(template), strengths, step, num_images)
+
+
+def _counts_in(data: Any) -> dict[str, int]:
+    """How many images the fingerprints of a checkpoint's training images count, by domain."""
+    fingerprints = data.items() if isinstance(data, Mapping) else ()
+    counts = {name: re.match(r"(\d{1,9}) images", str(fingerprint)) for name, fingerprint in fingerprints}
+    return {str(name): int(match[1]) for name, match in counts.items() if match}
 
 
 def _build(config: Config, state: Any, name: str) -> Generator:
