@@ -1,6 +1,7 @@
 """Export trained weights with a model card, as .safetensors or ONNX: `python export.py RUN_OR_FILE --onnx`.
 
-With --push they go to the Hugging Face Hub, from where every program here loads them as --weights hf://USER/NAME.
+With --push they go to the Hugging Face Hub, from where every program here loads them as --weights hf://USER/NAME. With
+--web they become part of a page that translates in the browser.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from weights.hub import NAME, WEIGHTS_NAME, is_on_hub, upload
 from weights.load import Weights, default_weights, find_weights, load_weights, save_weights
 from weights.model_card import MARK, CardFacts, model_card, names_of_ways
 from weights.onnx_file import write_onnx
+from weights.web_page import write_page
 
 CARD_NAME = "README.md"  # The Hub shows the card under this name.
 DATA_CHECK = "data_check.json"  # A run's folder may hold what `check_data.py --json` has printed under this name.
@@ -135,12 +137,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--onnx", action="store_true", help="write gen_ab.onnx and gen_ba.onnx, compared with PyTorch")
     add("--out", type=some_path, default=Path("exported"), metavar="DIR", help="the folder to write to (%(default)s)")
     add("--evaluation", type=some_path, metavar="DIR", help="what evaluate.py wrote, for the card")
+    add("--web", type=some_path, metavar="DIR", help="instead write the page that translates in the browser (after "
+        "npm ci in web/)")  # fmt: skip
     add("--license", default="", metavar="ID", help="the weights' licence as the Hub calls it, such as cc0-1.0")
     add("--push", metavar="USER/NAME", help="upload to this model on the Hugging Face Hub")
     add("--private", action="store_true", help="make a new model on the Hub visible to yourself only")
     args = parser.parse_args(argv)
     if args.push and not NAME.fullmatch(args.push):
         parser.error(f"argument --push: must be USER/NAME, got {args.push!r}")
+    if args.web and (args.safetensors or args.half or args.onnx or args.push or args.evaluation):
+        parser.error("argument --web: writes the page only; export the rest with another command")
     if args.private and not args.push:
         parser.error("argument --private: is about --push, which is missing")
     if args.half and args.onnx and not (args.safetensors or args.push):
@@ -157,6 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.weights:
         print(f"weights: {printable(source)}", file=sys.stderr)
     weights = load_weights(source)
+    if args.web:
+        write_page(without_places(weights), args.web)
+        print(f"wrote the page to {printable(args.web)}; next: python -m http.server --directory {printable(args.web)}")
+        return 0
     files = planned_files(weights, args)
     facts = CardFacts(
         files,

@@ -56,6 +56,8 @@ OTHER_FLAGS = {
     "node-rank",
     "master-addr",
     "index-url",
+    "prefix",
+    "directory",
 }  # of other programs
 OTHER_COMMANDS = ("python app.py", "python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt",
                   "pip install -r requirements-extra.txt", "python -m pytest", "tensorboard --logdir runs",

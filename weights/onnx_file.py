@@ -76,6 +76,24 @@ def write_onnx(weights: Weights, direction: Direction, target: Path) -> float:
     return difference
 
 
+def free_sides(source: Path, target: Path) -> None:
+    """Copy an ONNX file of a network that is convolutional throughout, so that it takes images of any height and width.
+
+    The copy forgets the sizes that the file states for its inputs, for its outputs and between its layers.
+    """
+    import onnx
+
+    network = onnx.load(source)
+    del network.graph.value_info[:]
+    for image in network.graph.input:
+        for axis, name in ((2, "height"), (3, "width")):
+            image.type.tensor_type.shape.dim[axis].dim_param = name
+    for output in network.graph.output:
+        output.type.tensor_type.shape.dim[1].dim_param = f"cells_{output.name}"
+    with atomic_write(target) as temporary:
+        onnx.save(network, temporary)
+
+
 def check_packages() -> None:
     """UserError if one of the optional packages is missing."""
     try:
