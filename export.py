@@ -163,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.weights:
         print(f"weights: {printable(source)}", file=sys.stderr)
     weights = load_weights(source)
+    for direction in weights.generators:
+        weights.generator(direction)  # It raises an error for numbers that are not finite.
     if args.web:
         write_page(without_places(weights), args.web)
         print(f"wrote the page to {printable(args.web)}; next: python -m http.server --directory {printable(args.web)}")

@@ -209,6 +209,7 @@ def test_the_command_writes_tables_a_json_file_and_sheets(tmp_path: Path, capsys
     assert "### asian to european" in printed
     assert "Left out: KID and FID need" in printed
     saved = json.loads((out / "evaluation.json").read_text())
+    assert saved["step"] == 2
     for direction in ("ab", "ba"):
         assert set(saved[direction]) == {
             "strength", "this model", "no change", "real images", "best_strength", "by_strength"

@@ -80,6 +80,17 @@ def test_files_of_one_direction_are_exported_too(tmp_path: Path, out: Path) -> N
     assert "at strength 2" in card_in(out)[1]
 
 
+def test_weights_that_are_not_finite_are_not_exported(
+    run: Path, out: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tiny_state(tiny(), step=8)
+    state["ema_gen_ba"]["last.0.bias"][0] = torch.inf
+    save_checkpoint(run / "checkpoints", state)
+    assert main([str(run), "--out", str(out)]) == 1
+    assert "holds numbers that are not finite" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_the_card_says_what_the_weights_are_and_were_trained_on(run: Path, out: Path) -> None:
     assert main([str(run), "--out", str(out), "--license", "cc0-1.0"]) == 0
     metadata, text = card_in(out)
