@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import openmp  # noqa: F401
+
 from check_data import as_table, problems
 from config import Config
 from console import UserError, command, printable, some_path

@@ -105,12 +105,18 @@ class Generator(nn.Module):
         y = self.stem(x)  # (N, c, H, W), c = base_channels
         y = self.down(y)  # (N, 4c, H/4, W/4)
         for block in self.residuals:
-            y = checkpoint(block, y, use_reentrant=False) if self.recompute else block(y)  # (N, 4c, H/4, W/4)
+            y = recomputed(block, y) if self.recompute else block(y)  # (N, 4c, H/4, W/4)
         y = self.up(y)  # (N, c, H, W)
         y = self.last(y).to(x.dtype)  # (N, 3, H, W)
         if self.global_skip:
             y = y + torch.atanh(x.clamp(-SKIP_LIMIT, SKIP_LIMIT))
         return torch.tanh(y)  # (N, 3, H, W)
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), whose activations are computed again in the backward pass; it draws no random numbers to repeat."""
+    y: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+    return y
 
 
 class ResidualBlock(nn.Module):
