@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn, Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
