@@ -287,10 +287,9 @@ def run(args: argparse.Namespace) -> str:
     sections: list[str] = []
     report: dict[str, Any] = {"weights": str(args.weights), "step": weights.step, "data_dir": config.data_dir,
                               "classifier_accuracy": scorers.domain_accuracy, "missing": scorers.missing}  # fmt: skip
-    if not (
-        args.out / "evaluation.json"
-    ).exists():  # By this the folder is known, should the evaluation be interrupted.
-        write_text(args.out / "evaluation.json", json.dumps(report, indent=2))
+    known_by = args.out / "evaluation.json"  # By this the folder is known, should the evaluation be interrupted.
+    if not known_by.exists():
+        write_text(known_by, json.dumps(report, indent=2))
     sides: tuple[tuple[Direction, Domain, Domain], ...] = (("ab", a, b), ("ba", b, a))
     for direction, source, target in sides:
         if args.direction in (direction, "both"):
@@ -307,7 +306,7 @@ def run(args: argparse.Namespace) -> str:
     sections.append(f"The domain classifier is right on {100 * scorers.domain_accuracy:.0f} % of held-out real images.")
     sections += [f"Left out: {reason}" for reason in scorers.missing]
     text = "\n\n".join(sections)
-    write_text(args.out / "evaluation.json", json.dumps(report, indent=2))
+    write_text(known_by, json.dumps(report, indent=2))
     write_text(args.out / "evaluation.md", text)
     return text
 

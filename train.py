@@ -301,9 +301,8 @@ def train(config: Config, folder: Path, images: Folders, samples: Folders, devic
         # Asked to stop: save, and say how to resume.
         if stopped:
             run.save(model)
-            number = (
-                stop[0] if stop else signal.SIGTERM
-            )  # another process was told to stop; torchrun will tell this one
+            # Where no signal came, another process was told to stop, and torchrun will tell this one.
+            number = stop[0] if stop else signal.SIGTERM
             if log:
                 log.say(f"{signal.Signals(number).name}: saved after step {run.step}; to resume, run the same command")
             return 128 + number
