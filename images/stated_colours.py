@@ -86,8 +86,11 @@ def _of_exif(image: Image.Image) -> ColourSpace | None:
         return None  # Pillow would decode the image to look for it.
     try:
         exif = image.getexif()
-        space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
-        index = str(exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex, "")).strip("\0 ")
+        camera = exif.get_ifd(ExifTags.IFD.Exif)
+        space = camera.get(ExifTags.Base.ColorSpace)
+        # Pillow before 13 fails to read a directory that is not there.
+        interoperability = exif.get_ifd(ExifTags.IFD.Interop) if ExifTags.IFD.Interop in camera else {}
+        index = str(interoperability.get(ExifTags.Interop.InteropIndex, "")).strip("\0 ")
     except Exception:  # Pillow raises various exceptions on damaged EXIF data, of which `turn_upright` warns.
         return None
     return ADOBE_RGB if space == EXIF_ADOBE_RGB or (space != 1 and index == EXIF_ADOBE_INDEX) else None

@@ -68,7 +68,7 @@ def test_a_file_from_before_a_knob_existed_repeats_its_run(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"colour": 1, "seed": 3}', "unknown configuration fields: colour"),
+        (b'{"colour": 1, "seed": 3}', "unknown configuration fields: ['colour']"),
         (b'{"image_size": 30}', "image_size must be a multiple of 4, between 32 and 4096, got 30"),
         (b'{"image_size": "64"}', "image_size must be of type int, got '64'"),
         (b'{"seed": 3', "is not a JSON file: Expecting"),

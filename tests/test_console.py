@@ -122,7 +122,7 @@ def test_a_signal_that_is_ignored_from_the_start_stays_ignored() -> None:
 
 
 def test_an_interrupt_ends_a_program_at_once_while_it_starts_and_unwinds_it_later() -> None:
-    usual = signal.getsignal(signal.SIGINT)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told us to ignore it
 
     @command
     def main(argv: Sequence[str] | None = None) -> int:
