@@ -60,7 +60,7 @@ OTHER_FLAGS = {
     "directory",
 }  # of other programs
 OTHER_COMMANDS = ("python app.py", "python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt",
-                  "pip install -r requirements-extra.txt", "python -m pytest", "tensorboard --logdir runs",
+                  "pip install -r requirements-extra.txt", "python -m pytest -n 2", "tensorboard --logdir runs",
                   "torchrun --nproc-per-node=4 train.py", "torchrun --nproc-per-node=4 translate.py")  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_every_command_is_known_to_these_tests() -> None:
 def test_ci_does_the_set_up_and_ends_with_the_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert re.search(r"python3 -m venv .*\n\. .*/bin/activate\npip install -q -r requirements.txt", script)
-    assert script.rstrip().endswith("python -m pytest")
+    assert script.rstrip().endswith("python -m pytest -n 2")
 
 
 @pytest.mark.parametrize("command", [pytest.param(command, marks=[pytest.mark.slow] * ("--onnx" in command))
