@@ -35,7 +35,7 @@ from photos.files import PassedOver, find_files
 from utils import Template, image_to_pixels, image_to_tensor, read_image
 
 MIN_SIDE = 16  # Images with a shorter side than this, px, are thumbnails and icons, not faces.
-MAX_ASPECT = 10  # An image more than this many times as long as wide might not fit into memory once it is resized.
+MAX_ASPECT = 30  # An image more than this many times as long as wide might not fit into memory once it is resized.
 MAX_WAIT = 5.0  # A request to stop waits this many seconds for workers that hang, and then again for their end.
 TEMPLATE_IMAGES = 200  # The face template is measured on this many images,
 TEMPLATE_SIDE = 256  # which are resized to this, px.

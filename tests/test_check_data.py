@@ -15,7 +15,7 @@ from conftest import ROOT, make_folders, make_image
 from PIL import Image
 
 import check_data
-from dataset import unpack_demo_faces
+from dataset import MAX_ASPECT, unpack_demo_faces
 
 
 @pytest.fixture
@@ -173,6 +173,6 @@ def test_a_folder_without_usable_images_is_an_error_that_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "faces").mkdir()
-    Image.new("RGB", (700, 40)).save(tmp_path / "faces" / "long.png")
+    Image.new("RGB", (40 * MAX_ASPECT + 1, 40)).save(tmp_path / "faces" / "long.png")
     assert check_data.main([str(tmp_path / "faces")]) == 1
     assert "left out 1; first reason: too narrow" in capsys.readouterr().err
