@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ import openmp  # noqa: F401
 from check_data import as_table, problems
 from config import Config
 from console import UserError, command, printable, some_path
+from training.source_commit import source_commit
 from utils import atomic_write, file_to_write
 from weights.hub import NAME, WEIGHTS_NAME, is_on_hub, upload
 from weights.load import Weights, default_weights, find_weights, load_weights, save_weights
@@ -66,15 +66,11 @@ def without_places(weights: Weights) -> Weights:
 
 
 def current_commit() -> str:
-    """The commit of this program, if it comes from a repository and git is installed; else ""."""
-    here = Path(__file__).parent
-    git = ["git", f"--git-dir={here / '.git'}", f"--work-tree={here}"]
+    """The commit of this program; "" if it is not known."""
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
-    except (OSError, subprocess.CalledProcessError):
+        return source_commit()
+    except LookupError:
         return ""
-    return f"{commit}, with changes of its own" if changes else commit
 
 
 def data_check_of(source: Path) -> str:

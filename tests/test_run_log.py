@@ -21,7 +21,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from config import Config
-from training import health_page
+from training import health_page, source_commit
 from training.run import Run
 from training.run_log import RunLog
 from training.sample_sheet import LINE_HEIGHT, heading_height, names_to_draw, titled_grid
@@ -172,7 +172,7 @@ def test_the_page_says_what_is_healthy_what_was_wrong_and_what_runs(tmp_path: Pa
 
 def test_the_commit_is_that_of_the_checkout_or_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git = shutil.which("git") or pytest.skip("git is not installed")
-    monkeypatch.setattr(health_page, "ROOT", tmp_path)
+    monkeypatch.setattr(source_commit, "ROOT", tmp_path)
     assert health_page.commit() == "unknown, since the program does not lie in a git checkout"
     subprocess.run([git, "init", "-q", str(tmp_path)], check=True)
     assert health_page.commit().startswith("unknown, since git ends with status")  # there is no commit yet

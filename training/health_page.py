@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +12,12 @@ import torch
 
 from config import Config
 from training.losses import SOURCE_WEIGHT
+from training.source_commit import source_commit
 from utils import atomic_write, printable
 
 TITLE = "Is it healthy?"
 TEXT_TAG = "Is_it_healthy"  # TensorBoard sorts capitals first, so that this text stands above the configuration.
 ADDRESS = "http://localhost:6006/#custom_scalars"  # TensorBoard shows the page's charts there.
-ROOT = Path(__file__).parent.parent
 Charts = dict[str, dict[str, tuple[str, list[str]]]]
 
 
@@ -45,7 +43,7 @@ def page(config: Config, *, step: int, warnings: Sequence[str], command: str, co
         step: how many steps are finished.
         warnings: the warnings so far, a line each.
         command: the command line that started the program.
-        commit: the program's version, see `commit`.
+        commit: what `commit` returns.
         device: where the run trains.
     """
     listed = "\n".join(f"- {warning}" for warning in warnings) or "none"
@@ -81,15 +79,11 @@ def command_line(argv: Sequence[str]) -> str:
 
 
 def commit() -> str:
-    """The program's commit, and whether files were changed after it; or that it does not lie in a git checkout."""
-    git = shutil.which("git")
-    if git is None or not (ROOT / ".git").exists():
-        return "unknown, since the program does not lie in a git checkout"
-    question = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=, with changes that are not committed"]
-    done = subprocess.run([git, "-C", str(ROOT), *question], capture_output=True, check=False)
-    if done.returncode:
-        return f"unknown, since git ends with status {done.returncode}"
-    return printable(done.stdout.decode(errors="replace").strip())
+    """The program's commit, and whether files were changed after it; or why it is unknown."""
+    try:
+        return source_commit()
+    except LookupError as reason:
+        return f"unknown, since {reason}"
 
 
 def device_name(device: torch.device) -> str:
