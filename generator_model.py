@@ -188,7 +188,7 @@ class InstanceNorm(nn.Module):
 def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Padding, *, normed: bool) -> list[nn.Module]:
     """A convolution of stride 1 that keeps the size, as a list of layers: reflection padding is a layer of its own.
 
-    `normed` tells whether instance norm follows.
+    `normed` says whether instance norm follows.
     """
     conv = NormedConv2d if normed else nn.Conv2d
     if padding == "zero":

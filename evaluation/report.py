@@ -48,7 +48,7 @@ CURVES: dict[str, tuple[str, str]] = {  # What `Validation` measures: the title 
     "score": ("score that ranks the checkpoints", "1 is best"),
 }
 CURVE_SIZE = (6.4, 2.2)  # The diagram of a measure is this wide and high, inches.
-DIRECTIONS = {"_ab": "a to b", "_ba": "b to a"}  # The end of a measure's name, and what the legend calls its curve.
+ENDINGS = {"_ab": "a to b", "_ba": "b to a"}  # The end of a measure's name, and what the legend calls its curve.
 REPORTS = ("evaluation.json", "checkpoints.json")  # By one of these a folder is known as that of an evaluation.
 OTHER_FILES = ("evaluation.md", "curves.png", "sheet_ab.png", "sheet_ba.png", "strength_ab.png", "strength_ba.png")
 PLOTTED = ("joint", "domain", "rank_one", "identity", "face_found")  # These measures are plotted over the strength.
@@ -123,8 +123,8 @@ def plot_curves(path: Path, ranking: Ranking) -> None:
     steps = sorted(ranking)
     curves: dict[str, dict[str, str]] = {}  # by measure: the names of its values by the legend's text
     for name in ranking[steps[0]]:
-        end = next((end for end in DIRECTIONS if name.endswith(end)), "")
-        curves.setdefault(name.removesuffix(end), {})[name] = DIRECTIONS.get(end, "both directions")
+        end = next((end for end in ENDINGS if name.endswith(end)), "")
+        curves.setdefault(name.removesuffix(end), {})[name] = ENDINGS.get(end, "both directions")
     width, height = CURVE_SIZE
     figure = Figure(figsize=(width, height * len(curves)), dpi=PLOT_DPI, layout="constrained")
     for axes, (measure, lines) in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves.items(), strict=True):

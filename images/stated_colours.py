@@ -38,7 +38,7 @@ CODESTREAM = re.compile(rb"\xff\x4f\xff\x51.{38}(.)", re.DOTALL)  # It ends with
 def state_colours(image: Image.Image) -> None:
     """Put into the `info` of an opened image, which has not been decoded yet, what its file says and Pillow does not.
 
-    These are "icc_profile", built from what else tells how the colours are to be seen, if the file has none; "hdr", if
+    These are "icc_profile", built from what else says how the colours are to be seen, if the file has none; "hdr", if
     this profile is for HDR; and "bit_depth", of AVIF and JPEG 2000.
     """
     space = _of_file(image)

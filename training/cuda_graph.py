@@ -24,7 +24,7 @@ from training.draws import Tape, overwrite
 from training.model import CycleGAN
 
 Losses = dict[str, Tensor]
-Step = Callable[..., Losses]  # of (a, b, identity_share=..., r1_gamma=...): a batch of each domain, and weights
+Step = Callable[..., Losses]  # It takes a batch of each domain, and by keyword `identity_share` and `r1_gamma`.
 WARM_UP = 3  # Each kind of step runs so often first: cuDNN searches, networks compile, Adam makes its moments.
 
 
@@ -173,7 +173,7 @@ class GraphedStep:
 
 
 def in_side_stream(step: Callable[[], Losses]) -> Losses:
-    """Run a step in a stream of its own, as CUDA wants it before a capture, and let later work wait for it."""
+    """Run a step in a stream of its own, as CUDA requires before a capture, and let later work wait for it."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

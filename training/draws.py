@@ -42,7 +42,7 @@ class Tape:
         self.draws: list[Draw] = []
         self.tensors: list[Tensor] = []
         self.is_recorded = False
-        self.position = 0  # of the next tensor
+        self.position = 0  # the place of the next tensor
 
     @contextmanager
     def run(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from utils import image_grid, tensor_to_image
 
 MIN_CELL = 128  # Smaller images are enlarged by a whole number, to at least this side, px.
 LAST_LETTER = "\u00ff"  # Pillow's own font has the letters of western Europe only, which end here.
-FONT_SIZE, LINE_HEIGHT, MARGIN = 14, 22, 4  # Of the text, px.
+FONT_SIZE, LINE_HEIGHT, MARGIN = 14, 22, 4  # The text has this size, height of a line and margin, px.
 
 
 def titled_grid(columns: Sequence[Tensor], titles: Sequence[str], caption: str) -> Image.Image:
