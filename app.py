@@ -31,7 +31,7 @@ from photos.photo import Photo
 from photos.picture_file import LOSSY_QUALITY, Picture, read_picture, write_picture
 from photos.translator import Translator
 from translate import MEMORY_ADVICE, add_translator_flags, build_translator, load_chosen_weights, translate_files
-from weights.load import Direction
+from weights.load import Direction, direction_names
 
 PHOTOS = Path(__file__).parent / "assets" / "photos"
 TITLE = "Face translation"
@@ -72,7 +72,7 @@ def translate_upload(
         Paths of JPEGs to show (before and after, and both in one), the path of the result, and what to say about it.
 
     Raises:
-        UserError: the file is no picture that translate.py would translate; the message says why.
+        UserError: the file cannot be translated here; the message says why.
     """
     pictures: list[Picture] = []
 
@@ -264,8 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             for direction in loaded.generators
         }
-    a, b = loaded.config.domain_a.capitalize(), loaded.config.domain_b.capitalize()
-    names: Names = {"ab": f"{a} to {b}", "ba": f"{b} to {a}"}
+    names = direction_names(loaded.config.domain_a.capitalize(), loaded.config.domain_b.capitalize())
     build = partial(build_page, translators, names, max_megapixels=args.max_megapixels)
     with open_page(build, host=args.host, port=args.port) as page:
         print(f"the page is at {page.local_url}; Ctrl-C ends it", flush=True)

@@ -22,8 +22,8 @@ from console import UserError, command, printable, some_path
 from training.source_commit import source_commit
 from utils import atomic_write, file_to_write
 from weights.hub import NAME, WEIGHTS_NAME, is_on_hub, upload
-from weights.load import Weights, default_weights, find_weights, load_weights, save_weights
-from weights.model_card import MARK, CardFacts, model_card, names_of_ways
+from weights.load import Weights, default_weights, direction_names, find_weights, load_weights, save_weights
+from weights.model_card import MARK, CardFacts, model_card
 from weights.onnx_file import write_onnx
 from weights.web_page import write_page
 
@@ -38,7 +38,7 @@ def planned_files(weights: Weights, args: argparse.Namespace) -> dict[str, str]:
     if args.safetensors or args.push or not args.onnx:
         files[WEIGHTS_NAME] = "the generators with their configuration, for the program"
     if args.onnx:
-        names = names_of_ways(weights.config)
+        names = direction_names(weights.config.domain_a, weights.config.domain_b)
         files |= {f"gen_{direction}.onnx": f"{names[direction]}, in ONNX" for direction in weights.generators}
     return files
 
@@ -118,7 +118,7 @@ def check_replaceable(out: Path) -> None:
     """UserError if the folder holds a README.md that this program did not write."""
     card = file_to_write(out / CARD_NAME)
     if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{printable(card)} exists and is no card of this program: name another folder with --out")
+        raise UserError(f"{printable(card)} exists and is not a card of this program: name another folder with --out")
 
 
 # --- The command line

@@ -165,7 +165,7 @@ def test_only_a_card_of_this_program_is_replaced(run: Path, out: Path, capsys: p
     out.mkdir()
     (out / "README.md").write_text("my own page")
     assert main([str(run), "--out", str(out)]) == 1
-    assert "is no card of this program: name another folder with --out" in capsys.readouterr().err
+    assert "is not a card of this program: name another folder with --out" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["README.md"]
     (out / "README.md").unlink()
     assert [main([str(run), "--out", str(out)]) for _ in range(2)] == [0, 0]

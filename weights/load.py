@@ -38,6 +38,11 @@ FREE_KNOBS = {"init_std", "recompute"}  # Networks that differ in these knobs al
 MAX_NAMED = 8  # A message names at most this many runs.
 
 
+def direction_names(domain_a: str, domain_b: str) -> dict[Direction, str]:
+    """What each direction translates to what, in words."""
+    return {"ab": f"{domain_a} to {domain_b}", "ba": f"{domain_b} to {domain_a}"}
+
+
 @dataclass(frozen=True)
 class Weights:
     """Trained generators, and how they were trained.

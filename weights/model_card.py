@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Config, OnResume, knobs_that, to_dict
+from config import OnResume, knobs_that, to_dict
 from utils import UserError
 from weights.hub import MISSING, WEIGHTS_NAME
-from weights.load import Direction, Weights
+from weights.load import Weights, direction_names
 
 MARK = "<!-- written by export.py -->"  # By this line a later export knows that it may replace the card.
 TAGS = ["cyclegan", "unpaired-image-to-image-translation"]
@@ -113,18 +113,16 @@ def model_card(weights: Weights, facts: CardFacts) -> str:
     return str(ModelCard(text))
 
 
-def names_of_ways(config: Config) -> dict[Direction, str]:
-    """What each direction translates to what, in words."""
-    a, b = config.domain_a, config.domain_b
-    return {"ab": f"{a} to {b}", "ba": f"{b} to {a}"}
-
-
 def _summary(weights: Weights) -> str:
     """What the weights do."""
-    names, size = names_of_ways(weights.config), weights.config.image_size
+    config = weights.config
+    names, size = direction_names(config.domain_a, config.domain_b), config.image_size
     what = "faces in photographs" if weights.template else "whole images"
-    ways = [f"- `gen_{way}`: {names[way]}, at strength {weights.strength(way):g}" for way in weights.generators]
-    return "\n".join([f"ResNet generators of a [CycleGAN]({PAPER}), {size} px, for {what}:\n", *ways])
+    directions = [
+        f"- `gen_{direction}`: {names[direction]}, at strength {weights.strength(direction):g}"
+        for direction in weights.generators
+    ]
+    return "\n".join([f"ResNet generators of a [CycleGAN]({PAPER}), {size} px, for {what}:\n", *directions])
 
 
 def _use(facts: CardFacts) -> str:

@@ -11,8 +11,7 @@ import shutil
 from pathlib import Path
 
 from utils import UserError, atomic_write, printable
-from weights.load import Weights
-from weights.model_card import names_of_ways
+from weights.load import Weights, direction_names
 from weights.onnx_file import check_packages, free_sides, write_onnx
 
 ROOT = Path(__file__).parents[1]
@@ -58,9 +57,10 @@ def write_page(weights: Weights, folder: Path) -> None:
 
 def settings(weights: Weights) -> dict[str, object]:
     """What the page needs to know of the generators, as JSON values."""
-    names = names_of_ways(weights.config)
+    config = weights.config
+    names = direction_names(config.domain_a, config.domain_b)
     return {
-        "image_size": weights.config.image_size,
+        "image_size": config.image_size,
         "template": weights.template,
         "names": {direction: names[direction] for direction in weights.generators},
         "strength": {direction: weights.strength(direction) for direction in weights.generators},
