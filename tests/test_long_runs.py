@@ -33,7 +33,7 @@ def in_use() -> tuple[int, int, int]:
     return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells what a process uses")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says what a process uses")
 def test_long_training_takes_no_more_memory_files_or_threads(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a warm-up, with logs, samples, checkpoints and evaluations: less than one image a step may stay."""
     warm_up, num_steps = 200, 400

@@ -24,7 +24,7 @@ BETA2 = 0.999  # Adam's decay rate of the squared gradient's mean, as in the pap
 EMA_WARM_UP = 3  # The decay of the generators' average is at most steps / (steps + EMA_WARM_UP).
 
 Network = TypeVar("Network", bound=nn.Module)
-Finish = Callable[[], dict[str, Tensor]]  # takes the step that was begun, and returns its scalars by name
+Finish = Callable[[], dict[str, Tensor]]  # It takes the step that was begun, and returns its scalars by name.
 
 
 class CycleGAN:
