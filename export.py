@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -114,11 +115,16 @@ def evaluation_of(source: Path, weights: Weights, folder: Path) -> str:
     return tables
 
 
-def check_replaceable(out: Path) -> None:
-    """UserError if the folder holds a README.md that this program did not write."""
+def check_replaceable(out: Path, files: Collection[str]) -> None:
+    """UserError if the folder holds files of these names, or a README.md, that this program did not write."""
     card = file_to_write(out / CARD_NAME)
-    if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{printable(card)} exists and is not a card of this program: name another folder with --out")
+    if card.exists() and MARK in card.read_text(encoding="utf-8", errors="replace"):
+        return  # The files beside it are those of an earlier export.
+    for name in (CARD_NAME, *files):
+        if os.path.lexists(out / name):
+            raise UserError(
+                f"{printable(out / name)} exists and was not written by this program: name another folder with --out"
+            )
 
 
 # --- The command line
@@ -177,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         license_id=args.license,
     )
     card = model_card(weights, facts)
-    check_replaceable(args.out)
+    check_replaceable(args.out, files)
 
     # Write the files, and the card beside them.
     write_files(without_places(weights), files, args.out, half=args.half)

@@ -161,13 +161,16 @@ def test_an_evaluation_of_other_weights_is_refused(
     assert not out.exists()
 
 
-def test_only_a_card_of_this_program_is_replaced(run: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors"])
+def test_only_files_of_this_program_are_replaced(
+    name: str, run: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out.mkdir()
-    (out / "README.md").write_text("my own page")
+    (out / name).write_text("my own")
     assert main([str(run), "--out", str(out)]) == 1
-    assert "is not a card of this program: name another folder with --out" in capsys.readouterr().err
-    assert [path.name for path in out.iterdir()] == ["README.md"]
-    (out / "README.md").unlink()
+    assert "was not written by this program: name another folder with --out" in capsys.readouterr().err
+    assert (out / name).read_text() == "my own"
+    (out / name).unlink()
     assert [main([str(run), "--out", str(out)]) for _ in range(2)] == [0, 0]
 
 

@@ -69,6 +69,7 @@ async function translate() {
 
 async function toggleCamera() {
   if (video.srcObject) {
+    if (!video.videoWidth) return; // the camera has not shown anything yet
     open(video, video.videoWidth, video.videoHeight);
     stopCamera();
     return;
