@@ -23,7 +23,7 @@ from console import UserError, command, printable, some_path
 from training.source_commit import source_commit
 from utils import atomic_write, file_to_write
 from weights.hub import NAME, WEIGHTS_NAME, is_on_hub, upload
-from weights.load import Weights, default_weights, direction_names, find_weights, load_weights, save_weights
+from weights.load import Weights, chosen_weights, direction_names, find_weights, load_weights, save_weights
 from weights.model_card import MARK, CardFacts, model_card
 from weights.onnx_file import write_onnx
 from weights.web_page import write_page
@@ -163,9 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export what the command line names. Returns the program's exit status."""
     # Load the weights, and compose the card: what it needs is checked before the files take their time.
     args = parse_args(argv)
-    source = args.weights or default_weights()
-    if not args.weights:
-        print(f"weights: {printable(source)}", file=sys.stderr)
+    source = chosen_weights(args.weights)
     weights = load_weights(source)
     for direction in weights.generators:
         weights.generator(direction)  # It raises an error for numbers that are not finite.

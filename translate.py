@@ -41,7 +41,7 @@ from photos.translator import Translator, translate_pictures
 from photos.video import VideoReport, result_name, translate_video
 from training import distributed
 from utils import Template, atomic_write, pick_device
-from weights.load import Direction, Weights, default_weights, load_weights
+from weights.load import Direction, Weights, chosen_weights, load_weights
 
 Reader = Callable[[Path | io.BytesIO], Picture]  # This is `read_picture` with the user's options.
 Writer = Callable[[Picture, Path | io.BytesIO], None]  # This is `write_picture` with the user's options.
@@ -281,10 +281,7 @@ def load_chosen_weights(args: argparse.Namespace) -> tuple[Weights, Template | N
     Raises:
         UserError: as for `load_translator`.
     """
-    path = args.weights or default_weights()
-    if not args.weights:
-        print(f"weights: {printable(path)}", file=sys.stderr)
-    loaded = load_weights(path)
+    loaded = load_weights(chosen_weights(args.weights))
     template = find_template(loaded, crops=args.crops, like=args.like)
     if template is None and not args.crops:
         reason = "the images of --like show no faces" if args.like else "the weights record no faces (see --like)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -150,6 +151,15 @@ def default_weights(runs_dir: Path = Path(Config.runs_dir)) -> Path:
     runs = [(checkpoints[-1].stat().st_mtime, folder) for folder in sorted(runs_dir.glob("*"))
             if (checkpoints := list_checkpoints(folder / "checkpoints"))]  # fmt: skip
     return max(runs)[1] if runs else BUNDLED_WEIGHTS
+
+
+def chosen_weights(asked: Path | None) -> Path:
+    """The weights that a user asked for, or else `default_weights`, which are then named on the standard error."""
+    if asked:
+        return asked
+    path = default_weights()
+    print(f"weights: {printable(path)}", file=sys.stderr)
+    return path
 
 
 def load_generator(path: str | os.PathLike[str], direction: Direction, *, ema: bool = True) -> Generator:
