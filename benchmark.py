@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import openmp  # noqa: F401
+import startup  # noqa: F401
 
 import numpy as np
 import torch
@@ -172,7 +172,7 @@ def measure_training(
     row["s per step"] = statistics.median(times[0])
     row["images/s"] = 2 * config.batch_size / row["s per step"]
     row["TFLOP/s"] = row["TFLOP per step"] / row["s per step"]
-    if config.cuda_graph == "on":
+    if config.cuda_graph != "off":
         steps[0] = our_step(replace(config, cuda_graph="off"), device, images=(real_a, real_b))
         steps[0]()
     memory = [peak_memory(step, device) for step in steps]

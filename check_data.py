@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import openmp  # noqa: F401
+import startup  # noqa: F401
 
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin

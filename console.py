@@ -58,12 +58,6 @@ def command(main: Main) -> Callable[..., int]:
     return wrapped
 
 
-def end_at_once_on_interrupt() -> None:
-    """Until `command` takes over, Ctrl-C ends the program at once, instead of with a traceback out of its imports."""
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @contextmanager
 def _signals_that_unwind() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block with SystemExit, so that half-written files are removed, as after Ctrl-C.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import openmp  # noqa: F401
+import startup  # noqa: F401
 
 from filelock import FileLock, Timeout
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import openmp  # noqa: F401
+import startup  # noqa: F401
 
 import numpy as np
 import torch

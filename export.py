@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import openmp  # noqa: F401
+import startup  # noqa: F401
 
 from check_data import as_table, problems
 from config import Config

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import openmp  # noqa: F401
+import startup  # noqa: F401
 
 from config import to_dict
 from console import UserError, command, printable, some_path

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import sys
 
-import openmp  # noqa: F401
-
-from console import UserError, command, end_at_once_on_interrupt, printable, printing
-
-if __name__ == "__main__":
-    end_at_once_on_interrupt()
+import startup  # noqa: F401
 
 from config import PRESETS, Config
+from console import UserError, command, printable, printing
 from training.command_line import parse_args
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-import openmp  # noqa: F401
+import startup  # noqa: F401
 
 from PIL import Image
 from tqdm import tqdm

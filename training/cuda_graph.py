@@ -35,18 +35,17 @@ def fastest_step(step: Step, model: CycleGAN, config: Config, *, say: Callable[[
         step: a training step of the model; it must draw its random numbers with `draws.drawn` and not read from the
             GPU.
         model: what the step changes.
-        config: its knob `cuda_graph`. "auto" means no, until a GPU has shown that graphs are right and faster.
+        config: its knob `cuda_graph`. "auto" is "on" without a word where a graph is impossible.
         say: prints a line, such as the reason why there is no graph.
     """
-    if config.cuda_graph != "on":
+    if config.cuda_graph == "off":
         return step
     reason = "the step runs on a CPU or on another GPU than NVIDIA's" if model.device.type != "cuda" else ""
     if distributed.count() > 1:
         reason = "several processes train together"
-    if reason:
+    if reason and config.cuda_graph == "on":
         say(f"without a CUDA graph: {reason}")
-        return step
-    return GraphedStep(step, model, config.batch_size, say=say)
+    return step if reason else GraphedStep(step, model, config.batch_size, say=say)
 
 
 class StaticStep:
