@@ -209,9 +209,8 @@ def rank_checkpoints(run_dir: Path, out: Path, *, data_dir: str | None, device: 
     return ranking_table(ranking)
 
 
-def report_direction(weights: Weights, task: Task, *, scorers: Scorers, out: Path) -> tuple[str, dict[str, Any]]:
-    """Evaluate one direction, and save its sheet of examples; returns the table, and the values for the JSON file."""
-    rows, sheet = evaluate(weights.generators, task, scorers=scorers)
+def report_direction(task: Task, rows: Mapping[str, Row], sheet: Tensor, *, out: Path) -> tuple[str, dict[str, Any]]:
+    """Save the sheet of one direction's examples; returns the table, and the values for the JSON file."""
     with atomic_write(out / f"sheet_{task.direction}.png") as temporary:
         tensor_to_image(sheet).save(temporary, "PNG")
     values = {name: as_json(row) for name, row in rows.items()}
@@ -219,12 +218,17 @@ def report_direction(weights: Weights, task: Task, *, scorers: Scorers, out: Pat
     return table, {"strength": task.strength, **values}
 
 
-def report_strengths(weights: Weights, task: Task, *, scorers: Scorers, out: Path) -> tuple[str, dict[str, Any]]:
-    """Score weaker and stronger translations of one direction, and plot the shares; returns as `report_direction`."""
+def report_strengths(
+    weights: Weights, task: Task, *, real: Row, scorers: Scorers, out: Path
+) -> tuple[str, dict[str, Any]]:
+    """Score weaker and stronger translations of one direction, and plot the shares; returns as `report_direction`.
+
+    `real` scores the target's test images, for comparison.
+    """
     curve = strength_curve(weights.generator(task.direction), task, scorers=scorers)
     best = best_strength(curve)
-    real = score_real(task, scorers=scorers)
-    columns = {f"S = {strength:g}": row for strength, row in curve.items()} | {"real images": real}
+    columns = {f"S = {strength:g}": row for strength, row in curve.items()}
+    columns["real images"] = {key: estimate for key, estimate in real.items() if key in curve[best]}
     if has_matplotlib():
         with atomic_write(out / f"strength_{task.direction}.png") as temporary:
             plot_strengths(temporary, curve, title=task.name, classifier_rate=real["domain"].value)
@@ -295,10 +299,11 @@ def run(args: argparse.Namespace) -> str:
         if args.direction in (direction, "both"):
             strength = weights.strength(direction) if args.strength is None else args.strength
             task = Task(direction, source, target, paired, strength, weights.template)
-            table, report[direction] = report_direction(weights, task, scorers=scorers, out=args.out)
+            rows, sheet = evaluate(weights.generators, task, scorers=scorers)
+            table, report[direction] = report_direction(task, rows, sheet, out=args.out)
             sections.append(table)
             if not args.no_curve:
-                table, values = report_strengths(weights, task, scorers=scorers, out=args.out)
+                table, values = report_strengths(weights, task, real=rows["real images"], scorers=scorers, out=args.out)
                 sections.append(table)
                 report[direction] |= values
 

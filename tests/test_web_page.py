@@ -321,6 +321,23 @@ def test_the_folder_holds_all_that_the_page_asks_for(without_models: Path) -> No
     }
 
 
+def test_an_interrupted_page_is_completed_by_the_next_call(
+    without_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    weights = load_weights(write_weights(without_models.parent / "faces.safetensors", TEMPLATE))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(web_page, "write_onnx", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_page(weights, without_models)
+    write_page(weights, without_models)
+    assert (without_models / "models" / "gen_ab.onnx").exists()
+
+
 def test_the_detector_takes_images_of_any_size(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     free_sides(web_page.DETECTOR, tmp_path / "yunet.onnx")

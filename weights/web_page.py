@@ -21,7 +21,7 @@ RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 DETECTOR = ROOT / "assets" / "face_detection_yunet_2023mar.onnx"
 DETECTOR_LICENSE = ROOT / "assets" / "face_detection_yunet_2023mar.LICENSE.txt"
 MODELS = "models"
-SETTINGS = "models.json"  # It is written last, and marks a folder as one of ours.
+SETTINGS = "models.json"  # It is written first, and marks a folder as one of ours.
 
 
 def write_page(weights: Weights, folder: Path) -> None:
@@ -43,6 +43,8 @@ def write_page(weights: Weights, folder: Path) -> None:
     models, runtime = folder / MODELS, folder / "runtime"
     for path in (models, runtime):
         path.mkdir(parents=True, exist_ok=True)
+    with atomic_write(models / SETTINGS) as temporary:
+        temporary.write_text(json.dumps(settings(weights), indent=2), encoding="utf-8")
     for path in (*PAGE.glob("*.html"), *PAGE.glob("*.css"), *PAGE.glob("*.js")):
         shutil.copyfile(path, folder / path.name)
     for name in RUNTIME_FILES:
@@ -51,8 +53,6 @@ def write_page(weights: Weights, folder: Path) -> None:
     free_sides(DETECTOR, models / "yunet.onnx")
     for direction in weights.generators:
         write_onnx(weights, direction, models / f"gen_{direction}.onnx")
-    with atomic_write(models / SETTINGS) as temporary:
-        temporary.write_text(json.dumps(settings(weights), indent=2), encoding="utf-8")
 
 
 def settings(weights: Weights) -> dict[str, object]:
