@@ -115,7 +115,7 @@ def evaluation_of(source: Path, weights: Weights, folder: Path) -> str:
     return tables
 
 
-def check_replaceable(out: Path, files: Collection[str]) -> None:
+def check_folder(out: Path, files: Collection[str]) -> None:
     """UserError if the folder holds files of these names, or a README.md, that this program did not write."""
     card = file_to_write(out / CARD_NAME)
     if card.exists() and MARK in card.read_text(encoding="utf-8", errors="replace"):
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         license_id=args.license,
     )
     card = model_card(weights, facts)
-    check_replaceable(args.out, files)
+    check_folder(args.out, files)
 
     # Write the files, and the card beside them.
     write_files(without_places(weights), files, args.out, half=args.half)

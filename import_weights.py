@@ -115,14 +115,14 @@ def import_weights(
     if len(kinds) > 1:
         raise UserError(f"the two files hold different networks: {'; '.join(kinds)}")
     config = next(iter(networks.values())).config
-    check_replaceable(target)
+    check_target(target)
     with atomic_write(target) as temporary:
         generators = {f"gen_{direction}": network.weights for direction, network in networks.items()}
         write_generators(temporary, generators, config=to_dict(config))
     return Imported(kinds[0], files, num_other_sets)
 
 
-def check_replaceable(target: Path) -> None:
+def check_target(target: Path) -> None:
     """UserError if a file exists that this program did not write."""
     if not file_to_write(target).exists():
         return
