@@ -119,7 +119,7 @@ class Machine:
 
     amp: Literal["auto", "bf16", "off"] = "auto"  # mixed precision; auto: bf16 where it is faster, else off
     compile: Free[bool] = False  # torch.compile the networks: slow to start, faster per step on a GPU
-    cuda_graph: Free[Literal["auto", "on", "off"]] = "auto"  # record the step and repeat it; auto: on one NVIDIA GPU
+    cuda_graph: Free[Literal["auto", "on", "off"]] = "auto"  # repeat a recorded step; auto: on one GPU, uncompiled
     recompute: Free[bool] = False  # recompute residual blocks in the backward pass: less memory, more time, same result
     device: Free[str] = "auto"  # auto, cpu, cuda, cuda:N or mps; auto: the first available of cuda, mps, cpu
     num_workers: Free[NumWorkers] = 2  # processes that read images; 0: the training process reads them itself

@@ -256,6 +256,21 @@ def test_on_a_cpu_and_among_several_processes_the_step_stays_as_it_is(
     assert said == [f"without a CUDA graph: {reason}" for reason in reasons if cuda_graph == "on"]
 
 
+@pytest.mark.parametrize(
+    ("knobs", "is_graphed"),
+    [({}, True), ({"cuda_graph": "off"}, False), ({"compile": True}, False),
+     ({"cuda_graph": "on", "compile": True}, True)],
+)  # fmt: skip
+def test_one_gpu_repeats_the_step_unless_told_otherwise_or_compiled(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any], is_graphed: bool
+) -> None:
+    model = CycleGAN(tiny(), CPU)
+    model.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    step = fastest_step(step_of(model, tiny()), model, tiny(**knobs), say=print)
+    assert isinstance(step, GraphedStep) == is_graphed
+
+
 def test_a_run_that_asks_for_a_graph_says_once_why_there_is_none(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:

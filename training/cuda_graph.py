@@ -35,10 +35,11 @@ def fastest_step(step: Step, model: CycleGAN, config: Config, *, say: Callable[[
         step: a training step of the model; it must draw its random numbers with `draws.drawn` and not read from the
             GPU.
         model: what the step changes.
-        config: its knob `cuda_graph`. "auto" is "on" without a word where a graph is impossible.
+        config: its knob `cuda_graph`. "auto" is "on", but without a word where a graph is impossible; and "off" for
+            compiled networks, with which no GPU has shown yet that a graph is right.
         say: prints a line, such as the reason why there is no graph.
     """
-    if config.cuda_graph == "off":
+    if config.cuda_graph == "off" or (config.cuda_graph == "auto" and config.compile):
         return step
     reason = "the step runs on a CPU or on another GPU than NVIDIA's" if model.device.type != "cuda" else ""
     if distributed.count() > 1:
