@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzzing import bounded
 from torch import nn
 
 from import_weights import import_weights
 from training.checkpoint import CheckpointError
-from training.torch_file import UnusableFileError, fitting_tensors, plain_tensors
+from training.torch_file import BoundedReader, UnusableFileError, fitting_tensors, plain_tensors
 from utils import UserError
 from weights.load import load_weights
 
@@ -92,6 +93,14 @@ def test_whatever_the_decoder_raises_is_a_reason(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(torch, "load", fail)
         with pytest.raises(CheckpointError, match=r"x\.pt is damaged or not a PyTorch file"):
             load_weights(tmp_path / "x.pt")
+
+
+def test_a_string_that_claims_to_be_long_takes_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "old.pth").write_bytes(b"\x80\x02X\xff\xff\xff\xff" + b"short")  # a string of 4 GiB
+    with bounded(), pytest.raises(UserError, match=r"old\.pth is damaged or not a PyTorch file: "):
+        load_weights(tmp_path / "old.pth")
+    with BoundedReader(tmp_path / "old.pth") as file:
+        assert file.read(1 << 40) == (tmp_path / "old.pth").read_bytes()
 
 
 def test_a_wrapper_is_no_part_of_a_name_but_a_layer_called_module_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import re
 import stat
@@ -83,6 +84,20 @@ def _what_else(head: bytes) -> str:
     return "is damaged, or neither a PyTorch nor a .safetensors file"
 
 
+class BoundedReader(io.BufferedReader):
+    """A binary file that is read in pieces no longer than itself, however long the next one claims to be.
+
+    Python reserves the memory for a piece before it reads it, and a pickle says how long its strings are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.num_bytes = os.path.getsize(path)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None else min(size, self.num_bytes))
+
+
 def read_torch_file(path: Path, stand_ins: Sequence[Any] = ()) -> Any:
     """Read what torch.save wrote. Nothing in the file is executed.
 
@@ -104,7 +119,7 @@ def read_torch_file(path: Path, stand_ins: Sequence[Any] = ()) -> Any:
         if kind == "zip":
             _check_archive(path)
         # torch.load would read a path that ends in .safetensors as such, whatever is in the file.
-        with torch.serialization.safe_globals(list(stand_ins)), warnings.catch_warnings(), path.open("rb") as file:
+        with torch.serialization.safe_globals(list(stand_ins)), warnings.catch_warnings(), BoundedReader(path) as file:
             warnings.simplefilter("ignore")  # of odd pickles
             return torch.load(file, map_location="cpu", weights_only=True)
     except UnusableFileError:
