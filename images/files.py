@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, features
 
 from images.colours import is_readable_profile, to_plain_srgb
-from images.salvage import can_be_salvaged, salvaged
+from images.salvage import can_be_salvaged, salvaged, was_cut_off
 from images.stated_colours import state_colours
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")  # HEIF comes from a package.
@@ -143,8 +143,8 @@ def decode(image: Image.Image) -> Image.Image:
     if image.info.get("hdr"):
         warnings.warn("the light of HDR beyond ordinary white", LeftOut, stacklevel=2)
         return turn_upright(to_plain_srgb(image))
-    profile = image.info.get("icc_profile")
-    if profile and not is_readable_profile(profile):
+    profile = image.info.get("icc_profile", b"")
+    if profile is None or (profile and not is_readable_profile(profile)):  # Pillow puts None for an incomplete one.
         warnings.warn("a damaged colour profile", LeftOut, stacklevel=2)
         del image.info["icc_profile"]
     upright = turn_upright(image)
@@ -204,14 +204,16 @@ def _open(source: Source, check: Callable[[Image.Image], None]) -> Image.Image:
     except Exception:  # Decoders may raise any exception on damaged data.
         if not can_be_salvaged(head):
             raise
-        for candidate in salvaged(_all_bytes(source)):
+        data = _all_bytes(source)
+        for candidate in salvaged(data):
             try:
                 image = _open_checked(io.BytesIO(candidate), formats, check)
             except Refused:
                 raise
             except Exception:  # The next candidate has less that may be damaged.
                 continue
-            warnings.warn("damaged metadata", LeftOut, stacklevel=2)
+            lost = "the frames that were cut off" if was_cut_off(data) else "damaged metadata"
+            warnings.warn(lost, LeftOut, stacklevel=2)
             return image
         raise
 

@@ -26,6 +26,11 @@ def can_be_salvaged(head: bytes) -> bool:
     return head.startswith((PNG_START, JPEG_START, *TIFF_STARTS)) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
+def was_cut_off(data: bytes) -> bool:
+    """Whether an animated WebP file is shorter than it says, and so lacks frames."""
+    return data[8:12] == b"WEBP" and b"ANIM" in data[:64] and int.from_bytes(data[4:8], "little") + 8 > len(data)
+
+
 def salvaged(data: bytes) -> Iterator[bytes]:
     """Copies of an image file of such a format, each with less beside the picture itself."""
     if data.startswith(PNG_START):
@@ -69,14 +74,14 @@ def _jpeg(data: bytes, kept: tuple[int, ...]) -> bytes:
 
 
 def _webp(data: bytes) -> bytes:
-    """A WebP file without profile, EXIF and XMP data, and without what follows it."""
+    """A WebP file without profile, EXIF and XMP data, without what follows it, and without a frame that was cut off."""
     parts, at = [], 12
     while at + 8 <= len(data):
         kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         end = at + 8 + size + size % 2
         if kind == b"VP8X":
             parts.append(data[at : at + 8] + bytes([data[at + 8] & ~WEBP_EXTRAS]) + data[at + 9 : end])
-        elif kind in WEBP_NEEDED:
+        elif kind in WEBP_NEEDED and (kind != b"ANMF" or end <= len(data)):  # The last frame may have been cut off.
             parts.append(data[at:end])
         at = end
     body = b"WEBP" + b"".join(parts)

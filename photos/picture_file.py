@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import GifImagePlugin, Image, ImageSequence, Jpeg2KImagePlugin, JpegImagePlugin
+from PIL import GifImagePlugin, Image, Jpeg2KImagePlugin, JpegImagePlugin
 
-from console import UserError
+from console import UserError, count, is_out_of_memory
 from images.colours import opaque, to_plain_srgb, to_rgb
-from images.files import Source, decode, opened_image, register_heif, subfile_type
+from images.files import Refused, Source, decode, opened_image, register_heif, subfile_type
 from photos.gif import save_gif
 from photos.label import label_options
 from photos.photo import Photo, open_photo
@@ -31,6 +32,7 @@ ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # Formats that can hold an animation.
 OPAQUE = ("JPEG", "PPM")  # Formats that know no transparency.
 PROFILED = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")  # Formats in which Pillow writes colour profiles.
 DEEP = ("PNG", "TIFF", "JPEG2000", "PPM")  # Formats that can hold 16 bits of grey.
+MANY_FRAMES = 100_000  # No file has so many frames or pages.
 PREVIOUS = 2  # An APNG frame with this disposal is followed by what was there before it.
 
 
@@ -81,7 +83,7 @@ def read_picture(source: Source, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXE
     notes: list[str] = []
     with opened_image(source, max_pixels=int(max_megapixels * 1e6), notes=notes) as image:
         assert image.format is not None
-        kind, num_frames = image.format, getattr(image, "n_frames", 1)
+        kind, num_frames = image.format, _count_frames(image)
         if num_frames == 1 or kind in SINGLE:
             options = _how_it_is_stored(image)
             picture = Picture([_open_frame(image)], kind, options)
@@ -93,7 +95,7 @@ def read_picture(source: Source, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXE
             if image.width * image.height * num_frames > max_megapixels * 1e6:
                 size = f"{num_frames} frames of {image.width}x{image.height} px"
                 raise ValueError(f"too large: {size}, over {max_megapixels:g} megapixels")
-            picture = _read_animation(image)
+            picture = _read_animation(image, notes)
     picture.notes = [f"left out: {note}" for note in dict.fromkeys(notes)]
     picture.format = _without_extras(kind)
     return picture
@@ -112,29 +114,69 @@ def _open_frame(image: Image.Image) -> Photo:
     return open_photo(plain)
 
 
+def _count_frames(image: Image.Image) -> int:
+    """The number of frames or pages in a file; MANY_FRAMES if a damaged one keeps Pillow from counting them."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # Decoders may raise any exception on damaged data.
+        return MANY_FRAMES
+
+
+def _read_frames(
+    image: Image.Image, notes: list[str], *, noun: str, accept: Callable[[Image.Image], bool] = lambda frame: True
+) -> Iterator[Photo]:
+    """The frames or pages of a file that can be read and that `accept` accepts; the image stands at the yielded one.
+
+    The first must be whole. Frames are drawn upon those before them, and end with the first that is damaged; pages are
+    read on. What could not be read is noted.
+    """
+    num_frames, num_lost = _count_frames(image), 0
+    for index in range(num_frames):
+        try:
+            image.seek(index)
+            accepted = accept(image)
+            photo = _open_frame(image) if accepted else None
+        except Exception as error:  # Decoders may raise any exception on damaged data.
+            if index == 0 or isinstance(error, Refused) or is_out_of_memory(error):
+                raise
+            num_lost += 1
+            if noun != "page" or image.tell() != index:
+                num_lost += num_frames - index - 1 if num_frames < MANY_FRAMES else 0
+                break
+        else:
+            if photo:
+                yield photo
+    if num_lost:
+        notes.append(f"{count(num_lost, noun)} that cannot be read")
+
+
 def _read_pages(image: Image.Image, max_megapixels: float, notes: list[str]) -> list[Photo]:
     """The pages of a TIFF, which may differ in size and mode."""
-    photos, num_copies, num_pixels = [], 0, 0
-    for page in ImageSequence.Iterator(image):
+    num_copies = num_pixels = 0
+
+    def accept(page: Image.Image) -> bool:
+        nonlocal num_copies, num_pixels
         if subfile_type(page) & 0b101:
             num_copies += 1
-            continue
+            return False
         num_pixels += page.width * page.height
         if num_pixels > max_megapixels * 1e6:
-            raise ValueError(f"too large: its pages have over {max_megapixels:g} megapixels")
-        photos.append(_open_frame(page))
+            raise Refused(f"too large: its pages have over {max_megapixels:g} megapixels")
+        return True
+
+    photos = list(_read_frames(image, notes, noun="page", accept=accept))
     if num_copies:
         notes.append(f"{num_copies} smaller copies and masks in the file")
     return photos
 
 
-def _read_animation(image: Image.Image) -> Picture:
-    """All frames of an animation, each as it appears, and how they follow each other."""
+def _read_animation(image: Image.Image, notes: list[str]) -> Picture:
+    """The frames of an animation, each as it appears, and how they follow each other."""
     photos, durations, disposals = [], [], []
-    for frame in ImageSequence.Iterator(image):
-        photos.append(_open_frame(frame))
-        durations.append(frame.info.get("duration", 0))
-        disposals.append(getattr(frame, "disposal_method", frame.info.get("disposal", 0)))
+    for photo in _read_frames(image, notes, noun="frame"):
+        photos.append(photo)
+        durations.append(image.info.get("duration", 0))
+        disposals.append(getattr(image, "disposal_method", image.info.get("disposal", 0)))
     options = _how_it_is_stored(image)
     options |= {key: image.info[key] for key in ("loop", "background") if key in image.info}
     if isinstance(image, GifImagePlugin.GifImageFile):

@@ -432,3 +432,49 @@ def test_images_are_read_a_few_at_a_time_if_they_are_large(tmp_path: Path, monke
     generator = Brighter()
     translate_files(Translator(generator, 32), jobs, write=write_picture)
     assert [shape[0] for shape in generator.input_shapes] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_an_animation_that_was_cut_off_keeps_the_frames_before_and_that_is_said(kind: str) -> None:
+    frames = [make_image(seed) for seed in range(3)]
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=[100, 200, 300])
+    picture, result = through(data[: len(data) * 5 // 6])
+    assert getattr(result, "n_frames", 1) == 2
+    assert picture.options["duration"] == [100, 200]
+    assert any("frame" in note and note.startswith("left out") for note in picture.notes)
+
+
+@pytest.mark.parametrize("page", [0, 1])
+def test_a_damaged_page_costs_the_others_only_if_it_is_the_first(page: int) -> None:
+    pages = [make_image(seed) for seed in range(3)]
+    data = bytearray(encode(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw"))
+    with Image.open(io.BytesIO(data)) as image:
+        image.seek(page)
+        start = image.tag_v2[273][0]  # type: ignore[attr-defined]
+    data[start : start + 200] = bytes([0x55]) * 200
+    if page == 0:
+        with pytest.raises(OSError):
+            through(bytes(data))
+        return
+    picture, result = through(bytes(data))
+    assert picture.notes == ["left out: 1 page that cannot be read"]
+    assert [np.asarray(frame).tolist() for frame in ImageSequence.Iterator(result)] == [
+        np.asarray(pages[index]).tolist() for index in (0, 2)
+    ]
+
+
+def test_an_animation_that_is_whole_has_no_notes() -> None:
+    frames = [make_image(seed) for seed in range(3)]
+    for kind in ("GIF", "PNG", "WEBP", "AVIF"):
+        picture, _ = through(encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=100))
+        assert len(picture.photos) == 3
+        assert not picture.notes
+
+
+def test_an_incomplete_colour_profile_is_said_to_be_left_out() -> None:
+    jpeg, png = encode(make_image(0), "JPEG"), encode(make_image(0), "PNG")
+    part = b"\xff\xe2" + struct.pack(">H", 36) + b"ICC_PROFILE\0" + bytes([1, 3]) + bytes(20)  # one part of three
+    chunk = b"iCCPname\0\0not packed"
+    broken = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    for data in (jpeg[:2] + part + jpeg[2:], png[:33] + broken + png[33:]):
+        assert through(data)[0].notes == ["left out: a damaged colour profile"]
