@@ -29,6 +29,7 @@ from photos.video_files import (
     add_encoder,
     create_video,
     find_video,
+    missing_seconds,
     open_video,
     read_first,
     read_parts,
@@ -140,6 +141,7 @@ class _Frames:
         self.side_by_side = side_by_side
         self.time_base: Fraction = video.time_base
         self.time: int | None = None  # the time stamp of the newest frame
+        self.end = 0.0  # when the newest frame ends, s
         self.width, self.height = first.width, first.height
         shape = video.sample_aspect_ratio or Fraction(1)
         if not 1 / MAX_SHAPE <= shape <= MAX_SHAPE:
@@ -166,6 +168,7 @@ class _Frames:
             result = np.concatenate([pixels, result], axis=1)
         changed = write_pixels(result, frame, colours=self.look.colours, format=format)
         changed.time_base, changed.pts, changed.duration = self.time_base, self._next_time(frame), frame.duration
+        self.end = float((changed.pts + (frame.duration or 0)) * self.time_base)
         return changed
 
     def _next_time(self, frame: Any) -> int:
@@ -202,4 +205,9 @@ def _convert(
                 writer.mux(track.encode(frames(part, track.pix_fmt)))
                 report.num_frames += 1
                 bar.update()
-    writer.mux(track.encode())
+    for packet in track.encode():
+        if report.num_frames == 1:  # libx265 does not set when a lone frame is to be decoded.
+            packet.dts = packet.pts
+        writer.mux(packet)
+    if missing := missing_seconds(video, frames.end, num_damaged=report.num_damaged):
+        report.left_out.append(f"the last {missing:.1f} s, which the file lacks")

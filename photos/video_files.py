@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ MP4_ENCODERS = {8: ("libx264",), 10: ("libx265", "libx264")}
 CRF = "18"  # At this constant rate factor the loss is hardly visible.
 # Encoders look ahead at this many frames, whose pixels they keep in memory; HEVC needs a few. 20 is libx265's default.
 MIN_QUEUE, MAX_QUEUE, QUEUED_PIXELS = 8, 20, 60_000_000
+STATED_LENGTH = re.compile(r"(\d{1,5}):(\d\d):(\d\d(?:\.\d{1,12})?)")  # hours, minutes and seconds
 MAX_RATE = 240  # SVT-AV1 refuses more frames a second than this; time stamps say more exactly when a frame is shown.
 
 
@@ -128,6 +130,27 @@ def _decode(video: Any, packet: Any, stamps: deque[int | None]) -> tuple[list[An
         if stamps:
             frame.pts = stamps.popleft()
     return frames, []
+
+
+def missing_seconds(video: Any, end: float, *, num_damaged: int) -> float:
+    """How much of a video is missing at its end: a file that was cut off still states the length that it had.
+
+    Args:
+        video: the track. Matroska states its length in a text, AVI its number of frames.
+        end: when the last frame that could be read ends, s.
+        num_damaged: how many frames are known to be lost, which may be the last ones.
+
+    Returns:
+        The seconds that are missing; 0 if that is no more than a frame, or if the file does not state its length.
+    """
+    rate = float(video.average_rate or video.guessed_rate or 0)
+    stated = 0.0
+    if match := STATED_LENGTH.fullmatch(video.metadata.get("DURATION", "")):
+        stated = 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
+    elif video.container.format.name == "avi" and rate:
+        stated = video.frames / rate
+    missing = stated - end
+    return missing if rate and missing > (num_damaged + 1.5) / rate else 0.0
 
 
 # --- The other tracks

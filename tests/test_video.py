@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -328,6 +329,26 @@ def test_a_video_that_was_cut_off_is_kept_as_far_as_it_goes(tmp_path: Path) -> N
     report = translate_video(path, tmp_path / "b.mp4", change=lambda pixels: pixels)
     assert report.num_frames == len(decode(path)) >= 6
     assert report.num_frames + report.num_damaged == 12
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mjpeg")])
+def test_a_file_that_was_cut_off_says_how_much_of_it_is_missing(name: str, codec: str, tmp_path: Path) -> None:
+    format = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = write_film(tmp_path / name, codec, format, times=range(50), gop=1)
+    assert str(translate_video(path, tmp_path / "b.mkv", change=lambda pixels: pixels)) == ""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    report = translate_video(path, tmp_path / "b.mkv", change=lambda pixels: pixels)
+    missing = re.search(r"the last (\d\.\d) s, which the file lacks", str(report))
+    assert missing
+    assert float(missing[1]) == pytest.approx((50 - report.num_frames - report.num_damaged) / 25, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["b.mkv", "b.mp4"])
+def test_a_video_of_one_deep_frame_is_written(name: str, tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mkv", "ffv1", "yuv420p10le", times=[0])
+    for _ in range(3):  # libx265 leaves the time at which a lone frame is decoded to chance.
+        translate_video(path, tmp_path / name, change=lambda pixels: pixels)
+        assert [(frame.pts, frame.format.name) for frame in decode(tmp_path / name)] == [(0, "yuv420p10le")]
 
 
 def test_the_summary_says_what_was_left_out(tmp_path: Path) -> None:
