@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
 from console import UserError, count, is_out_of_memory, printable, reason_of
 from images.files import IMAGE_SUFFIXES, may_be_image
 from photos.files import PassedOver, find_files
@@ -47,6 +49,11 @@ def find_jobs(sources: Sequence[Path], out: Path) -> tuple[list[Job], PassedOver
             ]
         else:
             jobs.append((source, out / result_name(Path(source.name))))
+    if len(sources) == 1 and not sources[0].is_dir() and _is_unknown_format(out):
+        raise UserError(
+            f"--out {printable(out)}: photographs and videos are not written as {out.suffix}\n"
+            "choose another name, such as result.jpg or result.mp4, or make a folder of this name first"
+        )
     if _names_a_file(out):
         jobs = [(_only_source(sources, out), out)]
     elif os.path.lexists(out) and not out.is_dir():
@@ -74,6 +81,12 @@ def _files_in(source: Path, out: Path, passed_over: PassedOver) -> list[Path]:
 def _names_a_file(out: Path) -> bool:
     """Whether a name for the results is that of a file rather than a folder."""
     return out.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and not out.is_dir()
+
+
+def _is_unknown_format(out: Path) -> bool:
+    """Whether a name for the results, which no folder has, is that of a picture in a format that we do not write."""
+    Image.init()
+    return out.suffix.lower() in Image.registered_extensions() and not out.is_dir() and not _names_a_file(out)
 
 
 def _only_source(sources: Sequence[Path], out: Path) -> Path:

@@ -197,6 +197,8 @@ def test_one_photograph_may_be_written_to_a_file_of_any_name_and_format(tmp_path
         (["a.png"], "result.mp4", "one is a video, and the other is not"),
         (["a.mp4"], "result.jpg", "one is a video, and the other is not"),
         (["a.png"], "notes.txt", "notes.txt is not a folder"),
+        (["a.png"], "result.pdf", r"not written as \.pdf\nchoose another name, such as result\.jpg"),
+        (["a.mp4"], "result.ICO", r"not written as \.ICO\nchoose another name"),
         (["absent.png"], "out", "absent.png does not exist"),
     ],
 )
