@@ -83,7 +83,7 @@ def _entries(path: Path) -> Iterator[Entry]:
     """Yield the entries of an archive of either kind. Whatever is wrong with it becomes a UserError."""
     kind = kind_of(path)
     if not kind:
-        raise _damaged("it is neither")
+        raise _damaged("it does not start like a zip or tar file")
     for entry in _explained(zip_entries(path) if kind == "zip" else tar_entries(path), "its list of files"):
         what = repr(printable(entry.name[:100]))
         yield replace(entry, pieces=_explained(entry.pieces, f"{what} in it"))
