@@ -27,7 +27,7 @@ from safetensors import safe_open
 from config import Config, to_dict
 from generator_model import Generator
 from training import checkpoint
-from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint, saved_config
 from training.model import CycleGAN
 from training.torch_file import UnusableFileError
 from utils import UserError, seed_everything
@@ -455,3 +455,8 @@ def test_a_second_start_says_which_process_holds_the_run(tmp_path: Path) -> None
     start = time.perf_counter()
     with checkpoint.lock_run(tmp_path):
         assert time.perf_counter() - start < 1
+
+
+def test_a_configuration_that_is_no_table_is_called_so() -> None:
+    with pytest.raises(CheckpointError, match="not a table of knobs and values: found list"):
+        saved_config({"config": []})

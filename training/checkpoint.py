@@ -203,8 +203,11 @@ def is_same_data(saved: str, now: str) -> bool:
 
 def saved_config(saved: dict[str, Any]) -> Config:
     """The configuration in a checkpoint; CheckpointError where this version of the program cannot use it."""
+    values = saved["config"]
+    if not isinstance(values, dict):
+        raise CheckpointError(f"its configuration is not a table of knobs and values: found {type(values).__name__}")
     try:
-        return from_dict(saved["config"])
+        return from_dict(values)
     except Exception as error:  # the values can be anything that a pickle may hold
         raise CheckpointError(f"this version cannot use the checkpoint's configuration: {error}") from error
 
