@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TextIO
 
 SIGPIPE = 13  # Windows does not define it.
+MAX_REASON = 300  # A library's reason for an error is cut off after this many characters.
 Main = Callable[[Sequence[str] | None], int]
 
 
@@ -162,10 +163,10 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, in one line without the name of its class."""
-    if isinstance(error, KeyError):
-        return printable(f"it has no entry {error}")
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
+    """What an error says, in one line of hardly more than MAX_REASON characters, without the name of its class."""
+    said = f"it has no entry {error}" if isinstance(error, KeyError) else str(error).strip() or type(error).__name__
+    line = printable(said.splitlines()[0])
+    return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]} ..."
 
 
 def count(number: int, noun: str) -> str:

@@ -211,4 +211,5 @@ def test_reasons_and_numbers_read_as_english() -> None:
     assert reason_of(ValueError("first\nsecond")) == "first"
     assert reason_of(KeyError("config")) == "it has no entry 'config'"
     assert reason_of(EOFError()) == "EOFError"
+    assert reason_of(RuntimeError("x" * 5000)) == "x" * 300 + " ..."
     assert [count(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
