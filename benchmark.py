@@ -33,7 +33,7 @@ from dataset import EpochBatches, Folders, UnpairedDataset, build_loader, runnin
 from evaluation.report import markdown_table
 from train import train_step
 from training.command_line import parse_args
-from training.cuda_graph import fastest_step
+from training.cuda_graph import fastest_step, wants_graph
 from training.memory_meter import peak_memory
 from training.model import BETA2, CycleGAN, in_bf16
 from training.run import Run, open_device
@@ -172,7 +172,7 @@ def measure_training(
     row["s per step"] = statistics.median(times[0])
     row["images/s"] = 2 * config.batch_size / row["s per step"]
     row["TFLOP/s"] = row["TFLOP per step"] / row["s per step"]
-    if config.cuda_graph != "off":
+    if device.type == "cuda" and wants_graph(config):
         steps[0] = our_step(replace(config, cuda_graph="off"), device, images=(real_a, real_b))
         steps[0]()
     memory = [peak_memory(step, device) for step in steps]

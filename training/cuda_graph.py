@@ -28,6 +28,11 @@ Step = Callable[..., Losses]  # It takes a batch of each domain, and by keyword 
 WARM_UP = 3  # Each kind of step runs so often first: cuDNN searches, networks compile, Adam makes its moments.
 
 
+def wants_graph(config: Config) -> bool:
+    """Whether the configuration asks for a graph: "auto" does not for compiled networks, which no GPU has tried yet."""
+    return config.cuda_graph == "on" or (config.cuda_graph == "auto" and not config.compile)
+
+
 def fastest_step(step: Step, model: CycleGAN, config: Config, *, say: Callable[[str], object]) -> Step:
     """The step as a CUDA graph where the configuration asks for it and it is possible, else the step itself.
 
@@ -35,11 +40,10 @@ def fastest_step(step: Step, model: CycleGAN, config: Config, *, say: Callable[[
         step: a training step of the model; it must draw its random numbers with `draws.drawn` and not read from the
             GPU.
         model: what the step changes.
-        config: its knob `cuda_graph`. "auto" is "on", but without a word where a graph is impossible; and "off" for
-            compiled networks, with which no GPU has shown yet that a graph is right.
+        config: what `wants_graph` reads. Where a graph is impossible, "auto" does without a word.
         say: prints a line, such as the reason why there is no graph.
     """
-    if config.cuda_graph == "off" or (config.cuda_graph == "auto" and config.compile):
+    if not wants_graph(config):
         return step
     reason = "the step runs on a CPU or on another GPU than NVIDIA's" if model.device.type != "cuda" else ""
     if distributed.count() > 1:
