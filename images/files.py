@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, features
 
 from images.colours import is_readable_profile, to_plain_srgb
-from images.salvage import can_be_salvaged, salvaged, was_cut_off
+from images.salvage import JPEG_END, JPEG_START, can_be_salvaged, lacks_jpeg_end, salvaged, was_cut_off
 from images.stated_colours import state_colours
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")  # HEIF comes from a package.
@@ -192,7 +192,9 @@ def _open(source: Source, check: Callable[[Image.Image], None]) -> Image.Image:
     else:
         head = _first_bytes(source)
     formats: tuple[str, ...] = IMAGE_FORMATS
-    if _is_heif(head):
+    if head.startswith(JPEG_START):
+        source = _with_jpeg_end(source)
+    elif _is_heif(head):
         register_heif()
         formats = ("HEIF",)
     elif head[4:8] == b"ftyp" and head[8:12] in AVIF_BRANDS and not features.check("avif"):
@@ -234,11 +236,39 @@ def _open_checked(
     return image
 
 
+def _with_jpeg_end(source: Source) -> Source:
+    """A JPEG file that lacks nothing but its end marker, with the marker; every other file as it is."""
+    if _last_bytes(source) == JPEG_END:
+        return source
+    data = _all_bytes(source).removesuffix(JPEG_END[:1])
+    if not lacks_jpeg_end(data):  # Other data follow the picture.
+        return source
+    try:
+        # A decoder takes what follows the data of an incomplete picture for its pixels, and skips it otherwise.
+        one, other = (np.asarray(Image.open(io.BytesIO(data + more + JPEG_END))) for more in (b"", b"\x55" * 64))
+    except Exception:  # Decoders may raise any exception on damaged data.
+        return source
+    return io.BytesIO(data + JPEG_END) if np.array_equal(one, other) else source
+
+
+def _last_bytes(source: Source) -> bytes:
+    """The last two bytes of a file; a stream is left at its start."""
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:
+            return _last_bytes(file)
+    source.seek(-min(2, source.seek(0, os.SEEK_END)), os.SEEK_END)
+    last = source.read()
+    source.seek(0)
+    return last
+
+
 def _all_bytes(source: Source) -> bytes:
     if isinstance(source, (str, os.PathLike)):
         return Path(source).read_bytes()
     source.seek(0)
-    return source.read()
+    data = source.read()
+    source.seek(0)
+    return data
 
 
 def _first_bytes(file: IO[bytes]) -> bytes:

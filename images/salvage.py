@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 PNG_START, JPEG_START, TIFF_STARTS = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"II*\0", b"MM\0*")
+JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"  # These markers begin the pixels and end the picture.
 PNG_NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # The rest does not show in the picture,
 PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")  # but these hold further frames,
 PNG_USEFUL = (b"tRNS", b"iCCP", b"eXIf")  # and these change what is seen, if they are whole.
@@ -29,6 +30,11 @@ def can_be_salvaged(head: bytes) -> bool:
 def was_cut_off(data: bytes) -> bool:
     """Whether an animated WebP file is shorter than it says, and so lacks frames."""
     return data[8:12] == b"WEBP" and b"ANIM" in data[:64] and int.from_bytes(data[4:8], "little") + 8 > len(data)
+
+
+def lacks_jpeg_end(data: bytes) -> bool:
+    """Whether no end marker follows the pixels of a JPEG file."""
+    return data.rfind(JPEG_END) < data.rfind(JPEG_SCAN)
 
 
 def salvaged(data: bytes) -> Iterator[bytes]:

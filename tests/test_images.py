@@ -198,6 +198,18 @@ def test_a_truncated_picture_is_an_error_all_the_same(kind: str) -> None:
         read_image(io.BytesIO(whole[: len(whole) * 2 // 3]))
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_missing_end_marker_does_not_cost_a_jpeg_but_missing_pixels_do(progressive: bool, tmp_path: Path) -> None:
+    whole = encode(make_image(1, (200, 200)), "JPEG", progressive=progressive)
+    path = tmp_path / "x.jpg"
+    path.write_bytes(whole[:-2])
+    for source in (path, io.BytesIO(whole[:-2]), io.BytesIO(whole[:-1])):
+        assert distance(read_image(source), read_image(io.BytesIO(whole))) == 0
+    for length in (len(whole) * 2 // 3, len(whole) - 30, 3, 2):
+        with pytest.raises((OSError, ValueError, SyntaxError)):
+            read_image(io.BytesIO(whole[:length]))
+
+
 def test_a_head_that_claims_an_absurd_length_is_damage_and_not_a_full_memory(tmp_path: Path) -> None:
     start = b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 \0\0\0\0jp2 "
     (tmp_path / "x.jp2").write_bytes(start + struct.pack(">I4sQ", 1, b"jp2h", 2**50) + bytes(40))
