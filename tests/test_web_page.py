@@ -112,6 +112,12 @@ class Page:
 
         expect(self.tab.locator("#status")).to_contain_text(words, timeout=MAX_WAIT * 1000)
 
+    def wait_until_idle(self) -> None:
+        """Wait until the page has no translation left to do."""
+        from playwright.sync_api import expect
+
+        expect(self.tab.locator("#status")).not_to_contain_text("Translating", timeout=MAX_WAIT * 1000)
+
     def forget(self) -> None:
         """Empty the line of status."""
         self.tab.evaluate("document.getElementById('status').textContent = ''")
@@ -124,7 +130,8 @@ class Page:
     def translate(self, photo: Path, direction: str, strength: float | None = None) -> np.ndarray:
         """A photograph as the page translates it, (H, W, 3) uint8; None leaves the strength as the page sets it."""
         self.tab.set_input_files("#file", [])
-        self.tab.select_option("#direction", direction)
+        self.tab.select_option("#direction", direction)  # translates the photograph that the page shows
+        self.wait_until_idle()
         if strength is not None:
             self.tab.evaluate("value => { document.getElementById('strength').value = value; }", strength)
         self.forget()

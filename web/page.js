@@ -59,7 +59,8 @@ async function translate() {
   try {
     const chosen = { direction: direction.value, strength: Number(strength.value) };
     const numFaces = await translator.translate(image, chosen);
-    if (source === original) context.putImageData(image, 0, 0);
+    if (source !== original) return; // another photograph has been opened meanwhile
+    context.putImageData(image, 0, 0);
     const seconds = ((performance.now() - start) / 1000).toFixed(1);
     say(numFaces ? `Translated ${numFaces} face${numFaces > 1 ? "s" : ""} in ${seconds} s.` : "No face was found.");
   } catch (error) {
