@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -106,16 +107,18 @@ def test_a_storm_of_interruptions_ends_on_the_weights_of_an_undisturbed_run(tiny
     wanted, moments = asked or 10, random.Random() if asked else random.Random(0)
     knobs: dict[str, Any] = {"num_epochs": 1000, "max_steps": 60 * wanted, "num_workers": 1,
                              "checkpoint_every_steps": 2, "sample_every_steps": 3}  # fmt: skip
+    start = time.perf_counter()
     assert train_here(tiny(run_name="whole", **knobs)) == 0
+    share = (time.perf_counter() - start) / wanted
     output, config = tmp_path / "output", tiny(run_name="stormy", **knobs)
     num_interrupted, status = 0, None
     while status != 0:
-        longest = 0.5 if num_interrupted % 3 == 0 else 2.0  # also while it starts
+        longest = 0.5 if num_interrupted % 3 == 0 else 2 * share  # also while it starts
         status = train_and_interrupt(config, moments.uniform(0, longest) if num_interrupted < wanted else 600, output)
         shown = output.read_text(encoding="utf-8") if output.exists() else ""
         assert status in (0, 128 + signal.SIGINT), shown
         assert "Traceback" not in shown
         assert_whole_files(Path(config.runs_dir, config.run_name))
         num_interrupted += status != 0
-    assert num_interrupted >= wanted / 2  # A fast machine is done before the last ones.
+    assert num_interrupted >= wanted / 2  # It may be done before the last ones.
     assert_identical(final_state(tiny(run_name="whole")), final_state(config))
