@@ -102,7 +102,9 @@ def _checked(jobs: Sequence[Job]) -> list[Job]:
     """Jobs that harm neither a source nor each other, each of them once."""
     sources = {_identity(source): source for source, _ in jobs}
     source_of: dict[Path, Path] = {}
+    target_at: dict[str, Path] = {}  # The first target of each file, since links give one file several names.
     for source, target in jobs:
+        target = target_at.setdefault(os.path.realpath(target), target)
         if overwritten := sources.get(_identity(target)):
             raise UserError(f"{printable(overwritten)} would be overwritten: choose another folder with --out")
         other = source_of.setdefault(target, source)

@@ -349,3 +349,12 @@ def test_the_standard_input_has_no_file_to_go_to(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         translate.parse_args(["-", "--out", "x.jpg"])
     assert "write > FILE instead of --out FILE" in capsys.readouterr().err
+
+
+def test_two_results_are_not_written_to_one_file_through_a_link_in_the_results(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        save(tmp_path / "photos" / folder / "face.png")
+    (tmp_path / "out" / "x").mkdir(parents=True)
+    (tmp_path / "out" / "y").symlink_to("x")
+    with pytest.raises(UserError, match=r"x.face\.png and .*y.face\.png would both become"):
+        find_jobs([tmp_path / "photos"], tmp_path / "out")
