@@ -195,7 +195,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, file)
         _flush_to_disk(file.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns an OSError into a RuntimeError
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        has_cause = isinstance(error.__context__, OSError) and not getattr(error, "errno", None)
+        reason = error.__context__ if has_cause else error
         if type(reason) is RuntimeError or is_out_of_memory(error):
             raise  # the file is not the problem: an earlier error of the GPU may appear only here
         raise UserError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import random
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from PIL import Image
 
 from utils import (
     UserError,
+    atomic_write,
     fast_layout,
     image_grid,
     image_to_tensor,
@@ -180,3 +183,19 @@ def test_the_layout_is_channels_last_only_where_that_is_fast() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert fast_layout(cpu, bf16=True) == fast_layout(gpu, bf16=True, compiled=True) == torch.channels_last
     assert fast_layout(cpu, bf16=False) == fast_layout(gpu, bf16=True) == torch.contiguous_format
+
+
+def test_a_folder_that_cannot_be_made_is_refused_for_the_reason_of_the_folder_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.mkdir
+
+    def mkdir(path: str | os.PathLike[str], *arguments: int) -> None:
+        if Path(path) == tmp_path / "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        real(path, *arguments)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    refused = pytest.raises(UserError, match=r"could not write .*: \[Errno 13\] Permission denied: '.*locked'")
+    with refused, atomic_write(tmp_path / "locked" / "new" / "result.txt"):
+        pass
