@@ -16,7 +16,7 @@ from typing import IO
 
 import startup  # noqa: F401
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from console import (
@@ -227,8 +227,10 @@ def _translate_video_file(translator: Translator, write_frames: Callable[..., Vi
 
 
 def read_stream(source: IO[bytes]) -> io.BytesIO:
-    """The content of a binary stream; UserError if there is more than any image needs."""
+    """The content of a binary stream; UserError if there is none, or more than any image needs."""
     content = source.read(MAX_STREAM + 1)
+    if not content:
+        raise UserError("the standard input is empty: expected an image, as in: python translate.py - < FILE > RESULT")
     if len(content) > MAX_STREAM:
         raise UserError(f"the standard input is not a readable image: it holds more than {MAX_STREAM >> 20} MiB")
     return io.BytesIO(content)
@@ -246,6 +248,8 @@ def translate_stream(
         picture = read(read_stream(source))
     except UserError:
         raise
+    except UnidentifiedImageError as error:
+        raise UserError("the standard input is not an image of a format that this program reads") from error
     except Exception as error:  # Decoders may raise any exception on a damaged file.
         raise UserError(f"the standard input is not a readable image: {error}") from error
     translate_pictures(translator, [picture])

@@ -26,7 +26,7 @@ from photos.label import LABEL
 from photos.photo import open_photo
 from photos.picture_file import read_picture, write_picture
 from photos.translator import Translator
-from translate import load_translator, main
+from translate import load_translator, main, translate_stream
 from utils import UserError
 from weights.load import export_weights, load_weights
 from weights.safetensors_file import write_generators
@@ -470,3 +470,13 @@ def test_the_command_line_sets_the_strength(tmp_path: Path, monkeypatch: pytest.
     for strength in ([], ["--strength", "0"], ["--strength", "2.5"]):
         assert main([*flags, *strength]) == 0
     assert seen == [1, 0, 2.5]
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "is empty: expected an image"), (b"text", "is not an image of")])
+def test_a_standard_input_without_an_image_is_described_without_words_of_python(content: bytes, said: str) -> None:
+    with pytest.raises(UserError, match=f"^the standard input {said}") as caught:
+        translate_stream(
+            Translator(nn.Identity(), 32), io.BytesIO(content), target=io.BytesIO(), read=read_picture,
+            write=write_picture,
+        )  # fmt: skip
+    assert "BytesIO" not in str(caught.value)
