@@ -460,3 +460,23 @@ def test_a_second_start_says_which_process_holds_the_run(tmp_path: Path) -> None
 def test_a_configuration_that_is_no_table_is_called_so() -> None:
     with pytest.raises(CheckpointError, match="not a table of knobs and values: found list"):
         saved_config({"config": []})
+
+
+def test_a_runs_folder_in_which_nothing_can_be_written_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".lock"))
+
+    monkeypatch.setattr("training.checkpoint.FileLock.acquire", acquire)
+    refused = pytest.raises(UserError, match=r"(?s)run's folder .*: Permission denied\n.*--runs-dir")
+    with refused, checkpoint.lock_run(tmp_path):
+        pass
+
+
+def test_a_file_where_a_runs_folder_belongs_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    refused = pytest.raises(UserError, match=r"(?s)run's folder .*: File exists\n.*--runs-dir")
+    with refused, checkpoint.lock_run(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run").read_text() == "mine"

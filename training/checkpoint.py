@@ -76,10 +76,14 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def lock_run(run_dir: Path) -> Iterator[None]:
-    """Create the run's folder and lock it; UserError that names the process which is already training in it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    """Create the run's folder and lock it.
+
+    Raises:
+        UserError: another process, which the message names, trains in it already; or nothing can be written there.
+    """
     lock, holder = FileLock(run_dir / ".lock"), run_dir / ".lock.pid"
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         pid = holder.read_text() if holder.exists() else "unknown"
@@ -87,6 +91,11 @@ def lock_run(run_dir: Path) -> Iterator[None]:
             f"process {pid} is already training in {printable(run_dir)}\n"
             "wait for it, stop it, or choose another folder with --run-name"
         ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write in the run's folder {printable(run_dir)}: {error.strerror or error}\n"
+            "check what is there and its permissions, or copy the run to another place, and name that with --runs-dir"
+        ) from error
     try:
         holder.write_text(str(os.getpid()))
         yield
