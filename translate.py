@@ -16,7 +16,7 @@ from typing import IO
 
 import startup  # noqa: F401
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from console import (
@@ -248,8 +248,6 @@ def translate_stream(
         picture = read(read_stream(source))
     except UserError:
         raise
-    except UnidentifiedImageError as error:
-        raise UserError("the standard input is not an image of a format that this program reads") from error
     except Exception as error:  # Decoders may raise any exception on a damaged file.
         raise UserError(f"the standard input is not a readable image: {error}") from error
     translate_pictures(translator, [picture])

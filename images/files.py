@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin, features
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
 from images.colours import is_readable_profile, to_plain_srgb
 from images.salvage import JPEG_END, JPEG_START, can_be_salvaged, lacks_jpeg_end, salvaged, was_cut_off
@@ -203,8 +203,11 @@ def _open(source: Source, check: Callable[[Image.Image], None]) -> Image.Image:
         return _open_checked(source, formats, check)
     except Refused:
         raise
-    except Exception:  # Decoders may raise any exception on damaged data.
+    except Exception as error:  # Decoders may raise any exception on damaged data.
         if not can_be_salvaged(head):
+            if isinstance(error, UnidentifiedImageError):  # Pillow's text is hardly more than the file's name.
+                reason = "not an image of a format that this program reads" if head else "empty"
+                raise UnidentifiedImageError(reason) from error
             raise
         data = _all_bytes(source)
         for candidate in salvaged(data):

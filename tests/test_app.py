@@ -136,8 +136,8 @@ def test_what_the_result_leaves_out_is_said(predict: Predict, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("note.png", b"Dear diary", "note.png: cannot identify image file 'note.png'"),
-        ("empty.jpg", b"", "empty.jpg: cannot identify image file 'empty.jpg'"),
+        ("note.png", b"Dear diary", "note.png: not an image of a format that this program reads"),
+        ("empty.jpg", b"", "empty.jpg: empty"),
         ("film.mp4", b"film", "this page translates pictures; for videos run translate.py"),
     ],
 )

@@ -469,14 +469,19 @@ def test_a_runs_folder_in_which_nothing_can_be_written_is_refused_with_what_to_d
         raise PermissionError(13, "Permission denied", str(tmp_path / ".lock"))
 
     monkeypatch.setattr("training.checkpoint.FileLock.acquire", acquire)
-    refused = pytest.raises(UserError, match=r"(?s)run's folder .*: Permission denied\n.*--runs-dir")
+    refused = pytest.raises(UserError, match=r"(?s)run's folder .*: .*Permission denied: .*lock'\n.*--runs-dir")
     with refused, checkpoint.lock_run(tmp_path):
         pass
 
 
-def test_a_file_where_a_runs_folder_belongs_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("mine")
-    refused = pytest.raises(UserError, match=r"(?s)run's folder .*: File exists\n.*--runs-dir")
+@pytest.mark.parametrize("name", ["", "checkpoints", "samples"])
+def test_a_file_where_a_folder_of_a_run_belongs_is_refused_before_training_with_what_to_do(
+    tmp_path: Path, name: str
+) -> None:
+    place = tmp_path / "run" / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("mine")
+    refused = pytest.raises(UserError, match=rf"(?s)run's folder .*: .*File exists: .*{place.name}'\n.*--runs-dir")
     with refused, checkpoint.lock_run(tmp_path / "run"):
         pass
-    assert (tmp_path / "run").read_text() == "mine"
+    assert place.read_text() == "mine"

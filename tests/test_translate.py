@@ -472,7 +472,9 @@ def test_the_command_line_sets_the_strength(tmp_path: Path, monkeypatch: pytest.
     assert seen == [1, 0, 2.5]
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"", "is empty: expected an image"), (b"text", "is not an image of")])
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "is empty: expected an image"), (b"text", "is not a readable image: not an image of")]
+)
 def test_a_standard_input_without_an_image_is_described_without_words_of_python(content: bytes, said: str) -> None:
     with pytest.raises(UserError, match=f"^the standard input {said}") as caught:
         translate_stream(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,6 +86,9 @@ def lock_run(run_dir: Path) -> Iterator[None]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        for folder in (run_dir / "checkpoints", run_dir / "samples"):
+            folder.mkdir(exist_ok=True)
+            NamedTemporaryFile(dir=folder, suffix=".tmp").close()  # An error at the first save would cost the steps.
     except Timeout:
         pid = holder.read_text() if holder.exists() else "unknown"
         raise UserError(
@@ -93,7 +97,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(
-            f"cannot write in the run's folder {printable(run_dir)}: {error.strerror or error}\n"
+            f"cannot write in the run's folder {printable(run_dir)}: {error}\n"
             "check what is there and its permissions, or copy the run to another place, and name that with --runs-dir"
         ) from error
     try:
