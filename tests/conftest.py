@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,13 @@ def run_train(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Co
     process = start_train(*arguments, cwd=cwd)
     out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def fresh_processes() -> ForkServerContext:
+    """Starts processes soon that have not used autograd, whose threads a fork of this process would not survive."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "train"])
+    return context
 
 
 def train_here(config: Config) -> int:

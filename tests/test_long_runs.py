@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import sys
 import time
 from contextlib import suppress
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tiny, train_here
+from conftest import Tiny, fresh_processes, train_here
 from PIL import Image
 from test_train import assert_identical, final_state
 
@@ -58,14 +58,16 @@ def test_long_training_takes_no_more_memory_files_or_threads(tiny: Tiny, monkeyp
 # --- Interruptions
 
 
-def train_alone(config: Config, output: Path) -> None:
+def train_alone(config: Config, output: Path, starts: Event) -> None:
     """Train in a process group of its own, as a program does that a terminal has started, and exit with its status."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the program is ready, as Python itself is then
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may have been told to ignore it
     file = output.open("w", encoding="utf-8", buffering=1)
     for number in (1, 2):
         os.dup2(file.fileno(), number)
     sys.stdout = sys.stderr = file
+    starts.set()
 
     def start(argv: object) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -76,12 +78,13 @@ def train_alone(config: Config, output: Path) -> None:
 
 def train_and_interrupt(config: Config, moment: float, output: Path) -> int | None:
     """Train, and press Ctrl-C once after so many seconds; the exit status."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the program is ready, as Python itself is then
-    process = multiprocessing.get_context("fork").Process(target=train_alone, args=(config, output))
+    context = fresh_processes()
+    starts = context.Event()
+    process = context.Process(target=train_alone, args=(config, output, starts))
     process.start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    assert starts.wait(120)
     process.join(moment)
-    with suppress(ProcessLookupError):  # It has ended, or has no group of its own yet.
+    with suppress(ProcessLookupError):  # It has ended.
         os.killpg(process.pid or 0, signal.SIGINT)
     process.join(120)
     return process.exitcode
@@ -105,7 +108,7 @@ def test_a_storm_of_interruptions_ends_on_the_weights_of_an_undisturbed_run(tiny
     """Each at another moment. Set STORM_INTERRUPTIONS to have as many, at moments that are new in each run."""
     asked = int(os.environ.get("STORM_INTERRUPTIONS", "0"))
     wanted, moments = asked or 10, random.Random() if asked else random.Random(0)
-    knobs: dict[str, Any] = {"num_epochs": 1000, "max_steps": 60 * wanted, "num_workers": 1,
+    knobs: dict[str, Any] = {"num_epochs": 1000, "max_steps": 40 * wanted, "num_workers": 1,
                              "checkpoint_every_steps": 2, "sample_every_steps": 3}  # fmt: skip
     start = time.perf_counter()
     assert train_here(tiny(run_name="whole", **knobs)) == 0

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, Tiny, make_folders, run_train, start_train, train_here
+from conftest import SMALL, Tiny, fresh_processes, make_folders, run_train, start_train, train_here
 from PIL import Image
 from torch import Tensor
 
@@ -806,7 +806,7 @@ def run_until_killed(config: Config, save_call: int) -> None:
 def test_thirty_kills_at_random_moments_end_on_the_weights_of_an_undisturbed_run(tiny: Tiny) -> None:
     knobs: dict[str, Any] = {"num_epochs": 100, "num_decay_epochs": 10, "num_workers": 1, "checkpoint_every_steps": 2}
     assert train_here(tiny(run_name="whole", **knobs)) == 0
-    moments, context = random.Random(0), multiprocessing.get_context("fork")
+    moments, context = random.Random(0), fresh_processes()
     kills = 0
     for attempt in range(400):
         in_save = moments.randrange(2, 4) if attempt % 3 == 0 else 0
