@@ -90,12 +90,13 @@ def read_picture(source: Source, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXE
             if num_frames > 1:
                 notes.append(f"{num_frames - 1} further images in the file (such as previews)")
         elif kind == "TIFF":
-            picture = Picture(_read_pages(image, max_megapixels, notes), kind, _how_it_is_stored(image))
+            pages = _read_pages(image, num_frames, notes, max_megapixels=max_megapixels)
+            picture = Picture(pages, kind, _how_it_is_stored(image))
         else:
-            if image.width * image.height * num_frames > max_megapixels * 1e6:
+            if num_frames < MANY_FRAMES and image.width * image.height * num_frames > max_megapixels * 1e6:
                 size = f"{num_frames} frames of {image.width}x{image.height} px"
                 raise ValueError(f"too large: {size}, over {max_megapixels:g} megapixels")
-            picture = _read_animation(image, notes)
+            picture = _read_animation(image, num_frames, notes, max_megapixels=max_megapixels)
     picture.notes = [f"left out: {note}" for note in dict.fromkeys(notes)]
     picture.format = _without_extras(kind)
     return picture
@@ -123,14 +124,16 @@ def _count_frames(image: Image.Image) -> int:
 
 
 def _read_frames(
-    image: Image.Image, notes: list[str], *, noun: str, accept: Callable[[Image.Image], bool] = lambda frame: True
+    image: Image.Image, num_frames: int, notes: list[str], *, noun: str, accept: Callable[[Image.Image], bool]
 ) -> Iterator[Photo]:
     """The frames or pages of a file that can be read and that `accept` accepts; the image stands at the yielded one.
+
+    `num_frames` is what `_count_frames` said of the opened file; later it would count those that could be read.
 
     The first must be whole. Frames are drawn upon those before them, and end with the first that is damaged; pages are
     read on. What could not be read is noted.
     """
-    num_frames, num_lost = _count_frames(image), 0
+    num_lost = 0
     for index in range(num_frames):
         try:
             image.seek(index)
@@ -150,30 +153,43 @@ def _read_frames(
         notes.append(f"{count(num_lost, noun)} that cannot be read")
 
 
-def _read_pages(image: Image.Image, max_megapixels: float, notes: list[str]) -> list[Photo]:
+def _limit(max_megapixels: float, noun: str) -> Callable[[Image.Image], bool]:
+    """Accepts frames or pages until they have too many pixels together; then it raises Refused."""
+    num_pixels = 0
+
+    def fits(image: Image.Image) -> bool:
+        nonlocal num_pixels
+        num_pixels += image.width * image.height
+        if num_pixels > max_megapixels * 1e6:
+            raise Refused(f"too large: its {noun} have over {max_megapixels:g} megapixels")
+        return True
+
+    return fits
+
+
+def _read_pages(image: Image.Image, num_frames: int, notes: list[str], *, max_megapixels: float) -> list[Photo]:
     """The pages of a TIFF, which may differ in size and mode."""
-    num_copies = num_pixels = 0
+    num_copies = 0
+    fits = _limit(max_megapixels, "pages")
 
     def accept(page: Image.Image) -> bool:
-        nonlocal num_copies, num_pixels
+        nonlocal num_copies
         if subfile_type(page) & 0b101:
             num_copies += 1
             return False
-        num_pixels += page.width * page.height
-        if num_pixels > max_megapixels * 1e6:
-            raise Refused(f"too large: its pages have over {max_megapixels:g} megapixels")
-        return True
+        return fits(page)
 
-    photos = list(_read_frames(image, notes, noun="page", accept=accept))
+    photos = list(_read_frames(image, num_frames, notes, noun="page", accept=accept))
     if num_copies:
         notes.append(f"{num_copies} smaller copies and masks in the file")
     return photos
 
 
-def _read_animation(image: Image.Image, notes: list[str]) -> Picture:
+def _read_animation(image: Image.Image, num_frames: int, notes: list[str], *, max_megapixels: float) -> Picture:
     """The frames of an animation, each as it appears, and how they follow each other."""
     photos, durations, disposals = [], [], []
-    for photo in _read_frames(image, notes, noun="frame"):
+    fits = _limit(max_megapixels, "frames")
+    for photo in _read_frames(image, num_frames, notes, noun="frame", accept=fits):
         photos.append(photo)
         durations.append(image.info.get("duration", 0))
         disposals.append(getattr(image, "disposal_method", image.info.get("disposal", 0)))

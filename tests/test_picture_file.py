@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import sys
 import zlib
@@ -436,12 +437,24 @@ def test_images_are_read_a_few_at_a_time_if_they_are_large(tmp_path: Path, monke
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_an_animation_that_was_cut_off_keeps_the_frames_before_and_that_is_said(kind: str) -> None:
-    frames = [make_image(seed) for seed in range(3)]
+    frames = [make_image(seed, (200, 200)) for seed in range(3)]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=[100, 200, 300])
     picture, result = through(data[: len(data) * 5 // 6])
     assert getattr(result, "n_frames", 1) == 2
     assert picture.options["duration"] == [100, 200]
     assert any("frame" in note and note.startswith("left out") for note in picture.notes)
+
+
+def test_a_gif_that_was_cut_off_where_pillow_cannot_count_its_frames_keeps_those_before() -> None:
+    frames = [make_image(seed, (200, 200)) for seed in range(3)]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    *_, third = (match.start() for match in re.finditer(rb"!\xf9\x04.{5},", data, re.DOTALL))
+    cut = data[: third + 20]  # in the third frame's table of colours
+    picture, result = through(cut)
+    assert getattr(result, "n_frames", 1) == 2
+    assert picture.notes == ["left out: 1 frame that cannot be read"]
+    with pytest.raises(ValueError, match="too large: its frames have over"):
+        read_picture(io.BytesIO(cut), max_megapixels=0.05)
 
 
 @pytest.mark.parametrize("page", [0, 1])

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from utils import printable
+from console import printable, reason_of
 
 Kind = Literal["zip", "pickle", "safetensors"]
 HEAD_BYTES = 1024  # A file's kind is recognised by its first bytes.
@@ -136,7 +136,7 @@ def _why_not_read(error: Exception) -> str:
             f"refers to {unknown[1][:80]!a}, which is not part of a CycleGAN; nothing was run\n"
             "if you trust the file, open it in its own project and save the generators' state_dict()"
         )
-    reason = ascii((str(error) or repr(error)).splitlines()[0][:200])
+    reason = reason_of(error)
     if "weights_only" in reason:
         return "is damaged, or holds more than tensors and plain values"
     return f"is damaged or not a PyTorch file: {reason}"
