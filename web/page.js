@@ -126,7 +126,8 @@ async function start() {
     return;
   }
   for (const [way, name] of Object.entries(translator.models.names)) {
-    direction.add(new Option(name[0].toUpperCase() + name.slice(1), way));
+    const title = name.replace(/(^| to )./g, (start) => start.slice(0, -1) + start.at(-1).toUpperCase());
+    direction.add(new Option(title, way));
   }
   useStoredStrength();
   say("Choose a photograph, or drop one here.");
