@@ -51,6 +51,7 @@ from evaluation.scoring import (
     score,
     score_real,
     strength_curve,
+    warning_of_framing,
 )
 from evaluation.validation import Validation
 from generator_model import MAX_STRENGTH, blend
@@ -68,6 +69,7 @@ from weights.load import DIRECTIONS, OTHER, Direction, Weights, load_weights
 
 MAX_TRAINING_IMAGES = 4000  # At most this many training images of each domain are used,
 READ_BATCH = 32  # and so many are in memory at a time.
+NUM_FRAMED = 8  # So many test images of each domain show how faces are cropped.
 SHEET_ROWS = 3  # A sheet holds this many of the best, of the median and of the worst translations.
 
 
@@ -307,8 +309,10 @@ def run(args: argparse.Namespace) -> str:
                 sections.append(table)
                 report[direction] |= values
 
-    # Write the tables, with the accuracy of the classifier and the reasons for missing measures.
+    # Write the tables, with the accuracy of the classifier, a warning, and the reasons for missing measures.
     sections.append(f"The domain classifier is right on {100 * scorers.domain_accuracy:.0f} % of held-out real images.")
+    if warning := warning_of_framing(torch.cat([a.test[:NUM_FRAMED], b.test[:NUM_FRAMED]]), weights.template):
+        sections.append(warning)
     sections += [f"Left out: {reason}" for reason in scorers.missing]
     text = "\n\n".join(sections)
     write_text(known_by, json.dumps(report, indent=2))

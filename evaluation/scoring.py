@@ -27,10 +27,11 @@ from evaluation.metrics import (
 from evaluation.report import Row
 from evaluation.scorers import INCEPTION, Scorers, cosines, frechet_distance
 from generator_model import blend
-from photos.crops import paste_mask
-from utils import Template
+from photos.crops import measure_template, paste_mask
+from utils import Template, tensor_to_image
 from weights.load import Direction
 
+MAX_OFFSET = 0.05  # Landmarks that lie further from the template's, in sides, show that faces are cropped differently.
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # Translations are scored at these strengths.
 
 
@@ -72,6 +73,20 @@ class Task:
     def name(self) -> str:
         """The direction in words."""
         return f"{self.source.name} to {self.target.name}"
+
+
+def warning_of_framing(images: Tensor, template: Template | None) -> str | None:
+    """What to say if the faces in images (N, 3, H, W) in [-1, 1] lie elsewhere than the template has them."""
+    found = measure_template(np.asarray(tensor_to_image(image)) for image in images)
+    if template is None or found is None:
+        return None
+    offset = float(np.abs(np.subtract(found, template)).max())
+    if offset <= MAX_OFFSET:
+        return None
+    return (
+        f"Faces lie elsewhere in these images than in those of the training, by up to {offset:.0%} of the side. So "
+        "these figures do not apply to photographs, in which translate.py aligns the faces: crop the images alike."
+    )
 
 
 References = dict[str, np.ndarray]  # The features (N, d) of real images, by the measure that compares them.

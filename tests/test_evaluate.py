@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import SMALL, make_folders, make_image, run_train
 from PIL import Image
+from test_bundled_weights import faces_of
 from torch import Tensor, nn
 
 import evaluate
@@ -23,10 +24,11 @@ from evaluation.classifier import train_domain_classifier
 from evaluation.distortions import DISTORTIONS
 from evaluation.report import check_folder
 from evaluation.scorers import Scorers
-from evaluation.scoring import Domain, Task
+from evaluation.scoring import Domain, Task, warning_of_framing
 from evaluation.validation import Validation, strengths_in
 from photos.crops import paste_mask
 from utils import UserError, image_to_tensor
+from weights.load import BUNDLED_WEIGHTS, load_weights
 
 LANDMARKS = ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.35, 0.7), (0.65, 0.7))
 
@@ -426,3 +428,13 @@ def test_on_true_pairs_a_validation_scores_the_error_to_the_truth(monkeypatch: p
     values = validation(monkeypatch, lambda: pattern, paired=True).measure(Shift(0.8), Shift(-0.7))
     assert values["score"] == pytest.approx(1 - (0 + 0.05) / 2, abs=1e-6)
     assert "joint_ab" in values
+
+
+def test_faces_that_are_cropped_in_another_way_than_those_of_the_training_are_noticed() -> None:
+    template, faces = load_weights(BUNDLED_WEIGHTS).template, faces_of("asian", 4)
+    assert warning_of_framing(faces, template) is None
+    closer = warning_of_framing(faces[..., 16:-16, 16:-16], template)
+    assert closer is not None
+    assert "by up to" in closer
+    assert warning_of_framing(torch.zeros(4, 3, 64, 64), template) is None
+    assert warning_of_framing(faces[..., 16:-16, 16:-16], None) is None
