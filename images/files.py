@@ -206,7 +206,7 @@ def _open(source: Source, check: Callable[[Image.Image], None]) -> Image.Image:
     except Exception as error:  # Decoders may raise any exception on damaged data.
         if not can_be_salvaged(head):
             if isinstance(error, UnidentifiedImageError):  # Pillow's text is hardly more than the file's name.
-                reason = "not an image of a format that this program reads" if head else "empty"
+                reason = "not an image of a format that this program reads" if head else "the file is empty"
                 raise UnidentifiedImageError(reason) from error
             raise
         data = _all_bytes(source)

@@ -137,7 +137,7 @@ def test_what_the_result_leaves_out_is_said(predict: Predict, tmp_path: Path) ->
     ("name", "content", "reason"),
     [
         ("note.png", b"Dear diary", "note.png: not an image of a format that this program reads"),
-        ("empty.jpg", b"", "empty.jpg: empty"),
+        ("empty.jpg", b"", "empty.jpg: the file is empty"),
         ("film.mp4", b"film", "this page translates pictures; for videos run translate.py"),
     ],
 )
