@@ -36,6 +36,8 @@ from utils import Template, image_to_pixels, image_to_tensor, read_image
 
 MIN_SIDE = 16  # Images with a shorter side than this, px, are thumbnails and icons, not faces.
 MAX_ASPECT = 30  # An image more than this many times as long as wide might not fit into memory once it is resized.
+MAX_SOCKET_PATH = 103  # The path of a Unix socket has at most so many bytes, 107 on Linux, and workers send through one
+SOCKET_NAME = "/pymp-12345678/listener-12345678"  # of such a name in the folder for temporary files.
 MAX_WAIT = 5.0  # A request to stop waits this many seconds for workers that hang, and then again for their end.
 TEMPLATE_IMAGES = 200  # The face template is measured on this many images,
 TEMPLATE_SIDE = 256  # which are resized to this, px.
@@ -321,7 +323,13 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 def build_loader(
     dataset: UnpairedDataset, batches: EpochBatches, num_workers: int, *, pin_memory: bool = False
 ) -> DataLoader[Pair]:
-    """Batches (real_a, real_b), each (N, 3, H, W) uint8, 0 to 255, which `num_workers` processes read."""
+    """Batches (real_a, real_b), each (N, 3, H, W) uint8, 0 to 255, which `num_workers` processes read.
+
+    Raises:
+        UserError: the folder for temporary files has too long a path for workers.
+    """
+    if num_workers:
+        _check_temporary_folder()
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -330,6 +338,17 @@ def build_loader(
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # The loader draws a seed, and must leave the run's own generator alone.
     )
+
+
+def _check_temporary_folder() -> None:
+    """Raise a UserError if workers could not send what they read: the main process would wait for it for ever."""
+    folder = tempfile.gettempdir()
+    has_sockets = torch.multiprocessing.get_sharing_strategy() == "file_descriptor"  # type: ignore[no-untyped-call]
+    if has_sockets and len(os.fsencode(folder)) + len(SOCKET_NAME) > MAX_SOCKET_PATH:
+        raise UserError(
+            f"the path of the folder for temporary files is too long for worker processes: {printable(folder)}\n"
+            f"set TMPDIR to a folder of at most {MAX_SOCKET_PATH - len(SOCKET_NAME)} characters, or use --num-workers 0"
+        )
 
 
 @contextmanager

@@ -170,6 +170,22 @@ def test_workers_and_start_methods_give_the_same_batches(tiny: Tiny, start_metho
     assert all(torch.equal(x, y) for pair in zip(actual, expected, strict=True) for x, y in zip(*pair, strict=True))
 
 
+def test_a_folder_for_temporary_files_that_is_too_long_for_workers_is_refused_with_what_to_do(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers could not open the socket through which they send, and training would wait for ever."""
+    config = tiny()
+    images = build(config)
+    batches = EpochBatches(len(images), 1, config.seed, first_step=1, num_steps=1)
+    monkeypatch.setattr(torch.multiprocessing, "get_sharing_strategy", lambda: "file_descriptor")
+    monkeypatch.setattr("tempfile.tempdir", "/scratch/" + 70 * "x")
+    with pytest.raises(UserError, match=r"(?s)too long for worker processes: /scratch/x.*TMPDIR.*--num-workers 0"):
+        build_loader(images, batches, num_workers=1)
+    build_loader(images, batches, num_workers=0)
+    monkeypatch.setattr("tempfile.tempdir", "/scratch/" + 60 * "x")
+    build_loader(images, batches, num_workers=1)
+
+
 def test_workers_and_epochs_never_repeat_an_augmentation(tiny: Tiny, data_dir: Path) -> None:
     """All images are identical, so that equal tensors would mean equal augmentation."""
     for path in data_dir.glob("train/*/*"):

@@ -38,21 +38,22 @@ def test_the_links_of_the_notebook_lead_somewhere_and_its_python_is_valid() -> N
 
 
 @pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def clone(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the repository with a photograph of the user's; whatever TensorBoard leaves running is ended."""
     shutil.copytree(ROOT, tmp_path / "clone", ignore=shutil.ignore_patterns(*NOT_COPIED))
     shutil.copytree(ROOT / "assets" / "photos", tmp_path / "clone" / "my_photos")
-    (tmp_path / "temporary").mkdir()
+    temporary = tmp_path_factory.getbasetemp() / "t"  # a short path: workers of a training have sockets there
+    temporary.mkdir()
     for name, value in {
         "STEPS": "2",
         "OMP_NUM_THREADS": "1",
-        "TMPDIR": str(tmp_path / "temporary"),  # TensorBoard notes its servers there
+        "TMPDIR": str(temporary),  # TensorBoard notes its servers there
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "https_proxy": "http://127.0.0.1:9",  # nobody answers there
     }.items():
         monkeypatch.setenv(name, value)
     yield tmp_path / "clone"
-    for note in (tmp_path / "temporary" / ".tensorboard-info").glob("pid-*.info"):
+    for note in (temporary / ".tensorboard-info").glob("pid-*.info"):
         os.kill(json.loads(note.read_text())["pid"], signal.SIGTERM)
 
 
