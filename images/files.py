@@ -247,11 +247,12 @@ def _with_jpeg_end(source: Source) -> Source:
     if not lacks_jpeg_end(data):  # Other data follow the picture.
         return source
     try:
+        one, other = (Image.open(io.BytesIO(data + more + JPEG_END), formats=("JPEG",)) for more in (b"", b"\x55" * 64))
         # A decoder takes what follows the data of an incomplete picture for its pixels, and skips it otherwise.
-        one, other = (np.asarray(Image.open(io.BytesIO(data + more + JPEG_END))) for more in (b"", b"\x55" * 64))
+        is_whole = one.width * one.height <= MAX_PIXELS and one.tobytes() == other.tobytes()
     except Exception:  # Decoders may raise any exception on damaged data.
         return source
-    return io.BytesIO(data + JPEG_END) if np.array_equal(one, other) else source
+    return io.BytesIO(data + JPEG_END) if is_whole else source
 
 
 def _last_bytes(source: Source) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_image
+from fuzzing import bounded
 from PIL import Image, ImageCms
 
 from dataset import scan_folder
@@ -208,6 +209,14 @@ def test_a_missing_end_marker_does_not_cost_a_jpeg_but_missing_pixels_do(progres
     for length in (len(whole) * 2 // 3, len(whole) - 30, 3, 2):
         with pytest.raises((OSError, ValueError, SyntaxError)):
             read_image(io.BytesIO(whole[:length]))
+
+
+def test_a_jpeg_without_end_marker_is_not_decoded_at_the_size_that_it_claims() -> None:
+    data = bytearray(encode(make_image(1, (200, 200)), "JPEG")[:-2])
+    at = data.index(b"\xff\xc0") + 5  # the height and the width follow
+    data[at : at + 4] = b"\xff\x00" * 2
+    with bounded(), pytest.raises(ValueError, match="too large"):
+        read_image(io.BytesIO(data))
 
 
 def test_a_head_that_claims_an_absurd_length_is_damage_and_not_a_full_memory(tmp_path: Path) -> None:
