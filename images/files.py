@@ -188,12 +188,12 @@ def _open(source: Source, check: Callable[[Image.Image], None]) -> Image.Image:
     """
     if isinstance(source, (str, os.PathLike)):
         with open(source, "rb") as file:
-            head = _first_bytes(file)
+            head, last = _first_bytes(file), _last_bytes(file)
     else:
-        head = _first_bytes(source)
+        head, last = _first_bytes(source), _last_bytes(source)
     formats: tuple[str, ...] = IMAGE_FORMATS
     if head.startswith(JPEG_START):
-        source = _with_jpeg_end(source)
+        source = source if last == JPEG_END else _with_jpeg_end(source)
     elif _is_heif(head):
         register_heif()
         formats = ("HEIF",)
@@ -241,8 +241,6 @@ def _open_checked(
 
 def _with_jpeg_end(source: Source) -> Source:
     """A JPEG file that lacks nothing but its end marker, with the marker; every other file as it is."""
-    if _last_bytes(source) == JPEG_END:
-        return source
     data = _all_bytes(source).removesuffix(JPEG_END[:1])
     if not lacks_jpeg_end(data):  # Other data follow the picture.
         return source
@@ -253,17 +251,6 @@ def _with_jpeg_end(source: Source) -> Source:
     except Exception:  # Decoders may raise any exception on damaged data.
         return source
     return io.BytesIO(data + JPEG_END) if is_whole else source
-
-
-def _last_bytes(source: Source) -> bytes:
-    """The last two bytes of a file; a stream is left at its start."""
-    if isinstance(source, (str, os.PathLike)):
-        with open(source, "rb") as file:
-            return _last_bytes(file)
-    source.seek(-min(2, source.seek(0, os.SEEK_END)), os.SEEK_END)
-    last = source.read()
-    source.seek(0)
-    return last
 
 
 def _all_bytes(source: Source) -> bytes:
@@ -280,6 +267,14 @@ def _first_bytes(file: IO[bytes]) -> bytes:
     head = file.read(64)
     file.seek(0)
     return head
+
+
+def _last_bytes(file: IO[bytes]) -> bytes:
+    """The last two bytes of a file, which is left at its start."""
+    file.seek(-min(2, file.seek(0, os.SEEK_END)), os.SEEK_END)
+    last = file.read()
+    file.seek(0)
+    return last
 
 
 def _is_heif(head: bytes) -> bool:
