@@ -77,8 +77,10 @@ class Task:
 
 def warning_of_framing(images: Tensor, template: Template | None) -> str | None:
     """What to say if the faces in images (N, 3, H, W) in [-1, 1] lie elsewhere than the template has them."""
+    if template is None:
+        return None
     found = measure_template(np.asarray(tensor_to_image(image)) for image in images)
-    if template is None or found is None:
+    if found is None:
         return None
     offset = float(np.abs(np.subtract(found, template)).max())
     if offset <= MAX_OFFSET:
