@@ -101,19 +101,17 @@ def _only_source(sources: Sequence[Path], out: Path) -> Path:
 def _checked(jobs: Sequence[Job]) -> list[Job]:
     """Jobs that harm neither a source nor each other, each of them once."""
     sources = {_identity(source): source for source, _ in jobs}
-    source_of: dict[Path, Path] = {}
-    target_at: dict[str, Path] = {}  # The first target of each file, since links give one file several names.
+    job_of: dict[str, Job] = {}  # The first job that writes each file: links give one file several names.
     for source, target in jobs:
-        target = target_at.setdefault(os.path.realpath(target), target)
         if overwritten := sources.get(_identity(target)):
             raise UserError(f"{printable(overwritten)} would be overwritten: choose another folder with --out")
-        other = source_of.setdefault(target, source)
+        other, first_target = job_of.setdefault(os.path.realpath(target), (source, target))
         if other != source and _identity(other) != _identity(source):
             raise UserError(
-                f"{printable(other)} and {printable(source)} would both become {printable(target)}\n"
+                f"{printable(other)} and {printable(source)} would both become {printable(first_target)}\n"
                 "translate them in separate runs, each with its own --out folder"
             )
-    return [(source, target) for target, source in source_of.items()]
+    return list(job_of.values())
 
 
 def _identity(path: Path) -> object:
