@@ -96,6 +96,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
             "wait for it, stop it, or choose another folder with --run-name"
         ) from None
     except OSError as error:
+        lock.release()
         raise UserError(
             f"cannot write in the run's folder {printable(run_dir)}: {error}\n"
             "check what is there and its permissions, or copy the run to another place, and name that with --runs-dir"
