@@ -72,6 +72,7 @@ class Networks:
     num_residuals: Depth = 0  # residual blocks of a generator; 0: 9 above 128 px, else 6 (paper)
     padding: Literal["reflect", "zero", "reflect-all"] = "zero"  # generators' padding; zero is cheaper (paper reflect)
     global_skip: bool = True  # generators predict the change to their input and start as the identity (paper: no)
+    appearance_flow: bool = True  # with global_skip, generators also move pixels (Zhou et al. 2016; paper: no)
     upsampling: Literal["transposed", "resize"] = "resize"  # how generators enlarge (paper transposed)
     norm_first: bool = True  # instance norm after the generator's first layer (paper: yes)
     disc_norm: Literal["instance", "none"] = "none"  # norm of the discriminators' inner layers (paper instance)
@@ -167,6 +168,7 @@ class Config(Output, Machine, Optimisation, Losses, Networks, Augmentation, Data
             "base_channels": self.base_channels,
             "padding": self.padding,
             "global_skip": self.global_skip,
+            "appearance_flow": self.appearance_flow,
             "upsampling": self.upsampling,
             "norm_first": self.norm_first,
             "init_std": self.init_std,
@@ -208,6 +210,7 @@ PRESET_VALUES: dict[str, tuple[Any, ...]] = {  # ... keeps the value above
     "num_residuals":          (...,          8,            ...),
     "padding":                ("reflect",    ...,          ...),
     "global_skip":            (False,        False,        ...),
+    "appearance_flow":        (False,        False,        ...),
     "upsampling":             ("transposed", "transposed", ...),
     "norm_first":             (...,          False,        ...),
     "disc_norm":              ("instance",   "instance",   ...),
@@ -236,6 +239,7 @@ PRESET_VALUES: dict[str, tuple[Any, ...]] = {  # ... keeps the value above
 
 # Configurations saved before a knob existed lack it; this is what they were trained with.
 BEFORE_THE_KNOB: dict[str, Any] = {
+    "appearance_flow": False,
     "upsampling": "transposed",
     "disc_norm": "instance",
     "disc_global": False,

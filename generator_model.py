@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ Padding = Literal["reflect", "zero", "reflect-all"]
 Upsampling = Literal["transposed", "resize"]
 SKIP_LIMIT = 0.999  # |x| is clamped to this before atanh, which costs an eighth of one 8-bit grey level at most.
 NORM_EPSILON = 1e-5  # Instance norm adds this to the variance, as torch's own does.
+MAX_SHIFT = 0.1  # An appearance flow takes a pixel from at most this far away, in sides of the image.
 MAX_STRENGTH = 3.0  # Translations that are exaggerated further than this only gain artefacts.
 
 
@@ -29,6 +31,11 @@ class Generator(nn.Module):
     inside (-1, 1) and f's last layer starting at zero, so that an untrained generator returns its input. This departs
     from the paper, because a recognisable translation is learned much sooner from few images and steps.
 
+    With `appearance_flow` besides, a convolution behind the residual blocks predicts from how far away each pixel
+    comes, and the output is tanh(atanh(moved(x, shift)) + f(x)), with shifts that start at zero (Zhou et al. 2016,
+    arXiv 1605.03557). This departs from the paper, too: what changes its place or outline, as a brow or a chin, is
+    moved instead of being erased in one place and drawn in another.
+
     With upsampling "resize" u-k is nearest-neighbour resizing by 2 and a 3x3 convolution of stride 1. This departs from
     the paper, whose transposed convolutions reach some pixels through four of their weights and others through one,
     which shows as stripes and checkerboards (Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard).
@@ -39,6 +46,7 @@ class Generator(nn.Module):
         padding: "reflect" as in the paper's reference implementation, where only the strided convolutions are padded
             with zeros; "reflect-all", reflection in these too; or "zero" everywhere.
         global_skip: predict the change to the input.
+        appearance_flow: with `global_skip`, predict how the pixels of the input move as well.
         upsampling: "transposed" convolutions as in the paper, or "resize".
         norm_first: whether instance norm follows the first layer.
         init_std: standard deviation of the initial weights, with zero biases; 0 keeps PyTorch's initialisation.
@@ -53,6 +61,7 @@ class Generator(nn.Module):
         *,
         padding: Padding = "reflect",
         global_skip: bool = False,
+        appearance_flow: bool = False,
         upsampling: Upsampling = "transposed",
         norm_first: bool = True,
         init_std: float = 0.02,
@@ -71,6 +80,7 @@ class Generator(nn.Module):
             InstanceNorm(), nn.ReLU(True),
         )  # fmt: skip
         self.residuals = nn.Sequential(*(ResidualBlock(4 * c, padding) for _ in range(num_residuals)))
+        self.flow = nn.Conv2d(4 * c, 2, 3, padding=1) if global_skip and appearance_flow else None
         self.up = nn.Sequential(
             upsampling_conv(4 * c, 2 * c, upsampling),
             InstanceNorm(), nn.ReLU(True),
@@ -85,7 +95,7 @@ class Generator(nn.Module):
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         if global_skip:
-            for parameter in self.last.parameters():
+            for parameter in chain(self.last.parameters(), self.flow.parameters() if self.flow else ()):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,11 +116,29 @@ class Generator(nn.Module):
         y = self.down(y)  # (N, 4c, H/4, W/4)
         for block in self.residuals:
             y = recomputed(block, y) if self.recompute else block(y)  # (N, 4c, H/4, W/4)
+        if self.flow:
+            shift = MAX_SHIFT * torch.tanh(self.flow(y).to(x.dtype))  # (N, 2, H/4, W/4)
+            x = moved(x, F.interpolate(shift, x.shape[2:], mode="bilinear"))
         y = self.up(y)  # (N, c, H, W)
         y = self.last(y).to(x.dtype)  # (N, 3, H, W)
         if self.global_skip:
             y = y + torch.atanh(x.clamp(-SKIP_LIMIT, SKIP_LIMIT))
         return torch.tanh(y)  # (N, 3, H, W)
+
+
+def moved(x: Tensor, shift: Tensor) -> Tensor:
+    """Each pixel is what x shows at a distance of `shift` from it, by bilinear interpolation.
+
+    Args:
+        x: (N, C, H, W); beyond its border it goes on with the border's pixels.
+        shift: (N, 2, H, W), to the right and down, in sides of x.
+
+    Returns:
+        (N, C, H, W).
+    """
+    right, down = ((torch.arange(side, dtype=x.dtype, device=x.device) + 0.5) / side for side in x.shape[:1:-1])
+    places = torch.stack(torch.meshgrid(right, down, indexing="xy")) + shift  # (N, 2, H, W), in sides from the corner
+    return F.grid_sample(x, 2 * places.permute(0, 2, 3, 1) - 1, padding_mode="border", align_corners=False)
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:

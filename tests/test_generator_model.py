@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from generator_model import SKIP_LIMIT, Generator, ResizeConv, Upsampling, blend, upsampling_conv
+from generator_model import MAX_SHIFT, SKIP_LIMIT, Generator, ResizeConv, Upsampling, blend, moved, upsampling_conv
 
 
 def count_from_the_layer_list(num_residuals: int, c: int = 64) -> int:
@@ -115,10 +115,11 @@ def test_the_strength_multiplies_the_change_before_tanh(strength: float) -> None
     assert blended.abs().max() <= 1
 
 
-def test_with_a_global_skip_an_untrained_generator_returns_every_grey_level() -> None:
+@pytest.mark.parametrize("appearance_flow", [False, True])
+def test_with_a_global_skip_an_untrained_generator_returns_every_grey_level(appearance_flow: bool) -> None:
     greys = torch.arange(256).float() / 127.5 - 1
     x = greys.reshape(1, 1, 16, 16).repeat(1, 3, 2, 2)
-    returned = Generator(1, 4, padding="zero", global_skip=True)(x)
+    returned = Generator(1, 4, padding="zero", global_skip=True, appearance_flow=appearance_flow)(x)
     assert torch.equal(((returned + 1) * 127.5).round(), ((x + 1) * 127.5).round())
 
 
@@ -129,6 +130,33 @@ def test_with_a_global_skip_white_and_black_still_learn() -> None:
     assert isinstance(gradient, Tensor)
     assert torch.isfinite(gradient).all()
     assert (gradient > 0).all()
+
+
+@pytest.mark.parametrize(("right", "down"), [(3, 0), (0, 2), (-1, -5)])
+def test_a_shift_takes_each_pixel_from_so_far_away_and_repeats_the_border(right: int, down: int) -> None:
+    x = torch.rand(2, 3, 12, 20, dtype=torch.float64)
+    shift = torch.tensor([right / 20, down / 12], dtype=torch.float64).view(1, 2, 1, 1).expand(2, 2, 12, 20)
+    rows, columns = (torch.arange(12) + down).clamp(0, 11), (torch.arange(20) + right).clamp(0, 19)
+    torch.testing.assert_close(moved(x, shift), x[:, :, rows][..., columns])
+
+
+def test_an_appearance_flow_learns_from_the_first_step_and_moves_no_further_than_its_limit() -> None:
+    torch.manual_seed(0)
+    generator = Generator(1, 4, padding="zero", global_skip=True, appearance_flow=True)
+    ramp = torch.linspace(-0.9, 0.9, 64).expand(1, 3, 64, 64)
+    generator(ramp + 0.01 * torch.rand(1, 3, 64, 64)).mean().backward()
+    assert generator.flow is not None
+    assert generator.flow.bias.grad is not None
+    assert generator.flow.bias.grad[0] != 0
+    with torch.no_grad():
+        generator.flow.bias[0] = 1e3
+        distance = (generator(ramp) - ramp)[0, 0, 0, 10:50] / 1.8 * 63 / 64
+    torch.testing.assert_close(distance, torch.full_like(distance, MAX_SHIFT))
+
+
+def test_without_a_global_skip_there_is_nothing_to_move() -> None:
+    with_flow, without = Generator(1, 4, appearance_flow=True), Generator(1, 4)
+    assert with_flow.state_dict().keys() == without.state_dict().keys()
 
 
 def test_initial_weights_are_normal_with_a_spread_of_two_hundredths() -> None:
