@@ -54,7 +54,7 @@ from evaluation.scoring import (
     warning_of_framing,
 )
 from evaluation.validation import Validation
-from generator_model import MAX_STRENGTH, blend
+from generator_model import MAX_STRENGTH
 from training.checkpoint import (
     CheckpointError,
     checked_template,
@@ -137,7 +137,7 @@ def evaluate(
     """
     # Translate the test images and translate the results back.
     real = task.source.test
-    fake = blend(real, translate_in_batches(generators[task.direction], real), task.strength)
+    fake = translate_in_batches(generators[task.direction], real, strength=task.strength)
     rec = translate_in_batches(generators[OTHER[task.direction]], fake)
 
     # Score the translations and, for comparison, the unchanged inputs and real images of the target domain.

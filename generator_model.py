@@ -98,11 +98,13 @@ class Generator(nn.Module):
             for parameter in chain(self.last.parameters(), self.flow.parameters() if self.flow else ()):
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, strength: float | Tensor = 1.0) -> Tensor:
         """Translate images.
 
         Args:
             x: (N, 3, H, W) float32 or float64 in [-1, 1]; H and W multiples of 4.
+            strength: a scalar by which the network's outputs are multiplied, shifts included. It means what
+                `at_strength` says only with `global_skip`.
 
         Returns:
             (N, 3, H, W) in [-1, 1], of x's dtype, also under autocast.
@@ -118,9 +120,9 @@ class Generator(nn.Module):
             y = recomputed(block, y) if self.recompute else block(y)  # (N, 4c, H/4, W/4)
         if self.flow:
             shift = MAX_SHIFT * torch.tanh(self.flow(y).to(x.dtype))  # (N, 2, H/4, W/4)
-            x = moved(x, F.interpolate(shift, x.shape[2:], mode="bilinear"))
+            x = moved(x, strength * F.interpolate(shift, x.shape[2:], mode="bilinear"))
         y = self.up(y)  # (N, c, H, W)
-        y = self.last(y).to(x.dtype)  # (N, 3, H, W)
+        y = strength * self.last(y).to(x.dtype)  # (N, 3, H, W)
         if self.global_skip:
             y = y + torch.atanh(x.clamp(-SKIP_LIMIT, SKIP_LIMIT))
         return torch.tanh(y)  # (N, 3, H, W)
@@ -222,6 +224,26 @@ def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Paddi
     if padding == "zero":
         return [conv(in_channels, out_channels, kernel, padding=kernel // 2)]
     return [nn.ReflectionPad2d(kernel // 2), conv(in_channels, out_channels, kernel)]
+
+
+def at_strength(generator: nn.Module, image: Tensor, strength: float) -> Tensor:
+    """Translate images by weakening or exaggerating what a generator changes.
+
+    With an appearance flow the change of colours and the shifts are multiplied by the strength. Any other generator is
+    `blend`ed with its input, which is the same for one with a global skip.
+
+    Args:
+        generator: maps (N, 3, H, W) in [-1, 1] to the same.
+        image: (N, 3, H, W) in [-1, 1].
+        strength: 0 gives the image and 1 the translation, both bit for bit; more than 1 goes beyond the translation.
+
+    Returns:
+        (N, 3, H, W) in [-1, 1].
+    """
+    if strength and strength != 1 and isinstance(generator, Generator) and generator.flow:
+        exaggerated: Tensor = generator(image, strength)
+        return exaggerated
+    return blend(image, generator(image).to(image.dtype) if strength else image, strength)
 
 
 def blend(image: Tensor, translation: Tensor, strength: float) -> Tensor:

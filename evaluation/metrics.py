@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generator_model import at_strength
 from utils import denormalize
 
 # SSIM as Wang et al. 2004 define it (section III B and C).
@@ -28,10 +29,11 @@ def mean_absolute_error(images: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def translate_in_batches(generator: nn.Module, images: Tensor, *, batch_size: int = 8) -> Tensor:
+def translate_in_batches(generator: nn.Module, images: Tensor, *, strength: float = 1.0, batch_size: int = 8) -> Tensor:
     """Translate (N, 3, H, W) images in [-1, 1], `batch_size` at a time; the result is on the images' device."""
     device = next(generator.parameters()).device
-    return torch.cat([generator(batch.to(device)).to(images.device) for batch in torch.split(images, batch_size)])
+    batches = [at_strength(generator, batch.to(device), strength) for batch in torch.split(images, batch_size)]
+    return torch.cat([batch.to(images.device) for batch in batches])
 
 
 def paired_report(

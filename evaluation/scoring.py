@@ -26,7 +26,6 @@ from evaluation.metrics import (
 )
 from evaluation.report import Row
 from evaluation.scorers import INCEPTION, Scorers, cosines, frechet_distance
-from generator_model import blend
 from photos.crops import measure_template, paste_mask
 from utils import Template, tensor_to_image
 from weights.load import Direction
@@ -58,7 +57,7 @@ class Task:
         direction: the direction from `source` to `target`.
         source, target: the two domains.
         paired: whether their test images with the same index are true translations of each other.
-        strength: how much of the change to apply, see `generator_model.blend`.
+        strength: how much of the change to apply, see `generator_model.at_strength`.
         template: where the landmarks of faces are in the images; None for images of other things.
     """
 
@@ -204,11 +203,10 @@ def distances(features: References, references: References, scorers: Scorers) ->
 def strength_curve(generator: nn.Module, task: Task, *, scorers: Scorers) -> dict[float, Row]:
     """Score weaker and stronger translations of the test images, by strength, as photographs take them on."""
     real = task.source.test
-    fake = translate_in_batches(generator, real)
     embeddings = scorers.identity(real) if scorers.identity else None
     curve: dict[float, Row] = {}
     for strength in tqdm(STRENGTHS, unit=" strengths", leave=False, disable=None):
-        images = as_pasted(blend(real, fake, strength), real, task.template)
+        images = as_pasted(translate_in_batches(generator, real, strength=strength), real, task.template)
         row = score_success(images, task, scorers=scorers, input_embeddings=embeddings)
         curve[strength] = row | compare_with_inputs(images, real, task.template)
     return curve

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from generator_model import blend
+from generator_model import at_strength
 from photos.faces import Face, find_faces
 from photos.photo import FaceRegion, Photo, Pixels, Region, WholeImage, open_photo
 from photos.picture_file import Picture
@@ -28,7 +28,7 @@ class Translator:
         template: where the landmarks lie in these (see `photos.crops.measure_template`); None translates whole images.
         device: the device to run on.
         batch_size: the generator translates at most this many crops at a time.
-        strength: how much of the change to apply (see `generator_model.blend`): 0 nothing, 1 what the generator gives.
+        strength: how much of the change to apply, 0 nothing, 1 what the generator gives: `generator_model.at_strength`.
     """
 
     def __init__(
@@ -83,9 +83,8 @@ class Translator:
         """Run the generator on (N, H, W, 3) crops, 0 to 255; the result is float32 of the same shape and range."""
         images = normalize(torch.from_numpy(crops).permute(0, 3, 1, 2).to(self.device))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            translated: Tensor = self.generator(images)
-        translated = blend(images, translated.float(), self.strength)
-        result: np.ndarray = denormalize(translated).permute(0, 2, 3, 1).cpu().numpy()
+            translated = at_strength(self.generator, images, self.strength)
+        result: np.ndarray = denormalize(translated.float()).permute(0, 2, 3, 1).cpu().numpy()
         return result
 
 

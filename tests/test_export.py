@@ -19,11 +19,12 @@ from fake_hub import COMMIT, TOKEN, Hub, running_hub
 from PIL import Image
 from test_checkpoint import tiny_state
 from test_translate import TEMPLATE, photograph, write_weights
+from torch import nn
 
 import check_data
 import translate
 from export import DATA_CHECK, current_commit, main
-from generator_model import Generator, blend
+from generator_model import Generator, at_strength
 from training.checkpoint import save_checkpoint
 from utils import UserError
 from weights.hub import WEIGHTS_NAME
@@ -236,7 +237,7 @@ def test_an_onnx_file_translates_any_batch_at_any_strength(
     image = torch.rand(shape) * 2 - 1
     (result,) = session.run(None, {"image": image.numpy(), "strength": np.array(strength, np.float32)})
     with torch.inference_mode():
-        expected = blend(image, load_weights(onnx_export / "weights.safetensors").generator("ab")(image), strength)
+        expected = at_strength(load_weights(onnx_export / "weights.safetensors").generator("ab"), image, strength)
     assert np.abs(result - expected.numpy()).max() < 1e-4
 
 
@@ -271,11 +272,14 @@ def test_an_onnx_file_that_differs_from_the_network_is_not_written(
     assert list(out.iterdir()) == []
 
 
-def test_strength_is_an_input_that_blends_as_everywhere() -> None:
-    network = Generator(num_residuals=1, base_channels=4, init_std=0.3)
+@pytest.mark.parametrize("appearance_flow", [False, True])
+def test_strength_is_an_input_that_means_the_same_as_everywhere(appearance_flow: bool) -> None:
+    network = Generator(num_residuals=1, base_channels=4, global_skip=appearance_flow, appearance_flow=appearance_flow)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
     image = torch.rand(1, 3, 32, 32) * 2 - 1
     for strength in (0.0, 0.5, 1.0, 2.5):
-        expected = blend(image, network(image), strength)
+        expected = at_strength(network, image, strength)
         assert torch.equal(Blended(network)(image, torch.tensor(strength)), expected)
 
 

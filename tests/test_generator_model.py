@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from generator_model import MAX_SHIFT, SKIP_LIMIT, Generator, ResizeConv, Upsampling, blend, moved, upsampling_conv
+from generator_model import (
+    MAX_SHIFT,
+    SKIP_LIMIT,
+    Generator,
+    ResizeConv,
+    Upsampling,
+    at_strength,
+    blend,
+    moved,
+    upsampling_conv,
+)
 
 
 def count_from_the_layer_list(num_residuals: int, c: int = 64) -> int:
@@ -145,13 +157,32 @@ def test_an_appearance_flow_learns_from_the_first_step_and_moves_no_further_than
     generator = Generator(1, 4, padding="zero", global_skip=True, appearance_flow=True)
     ramp = torch.linspace(-0.9, 0.9, 64).expand(1, 3, 64, 64)
     generator(ramp + 0.01 * torch.rand(1, 3, 64, 64)).mean().backward()
-    assert generator.flow is not None
-    assert generator.flow.bias.grad is not None
-    assert generator.flow.bias.grad[0] != 0
+    bias = generator.get_parameter("flow.bias")
+    assert bias.grad is not None
+    assert bias.grad[0] != 0
     with torch.no_grad():
-        generator.flow.bias[0] = 1e3
+        bias[0] = 1e3
         distance = (generator(ramp) - ramp)[0, 0, 0, 10:50] / 1.8 * 63 / 64
     torch.testing.assert_close(distance, torch.full_like(distance, MAX_SHIFT))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
+def test_the_strength_multiplies_shifts_as_well(strength: float) -> None:
+    generator = Generator(1, 4, padding="zero", global_skip=True, appearance_flow=True).double()
+    nn.init.constant_(generator.get_parameter("flow.bias"), 0.3)
+    x = torch.rand(1, 3, 16, 16, dtype=torch.float64) * 1.8 - 0.9
+    shift = torch.full((1, 2, 16, 16), strength * MAX_SHIFT * math.tanh(0.3), dtype=torch.float64)
+    torch.testing.assert_close(at_strength(generator, x, strength), moved(x, shift))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
+def test_with_a_global_skip_alone_the_strength_blends(strength: float) -> None:
+    generator = Generator(1, 4, padding="zero", global_skip=True).double()
+    nn.init.normal_(generator.get_parameter("last.0.weight"), std=0.02)
+    x = torch.rand(1, 3, 16, 16, dtype=torch.float64) * 1.8 - 0.9
+    expected = blend(x, generator(x), strength)
+    torch.testing.assert_close(at_strength(generator, x, strength), expected)
+    torch.testing.assert_close(generator(x, strength), expected)
 
 
 def test_without_a_global_skip_there_is_nothing_to_move() -> None:
