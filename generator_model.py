@@ -98,16 +98,21 @@ class Generator(nn.Module):
             for parameter in chain(self.last.parameters(), self.flow.parameters() if self.flow else ()):
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, strength: float | Tensor = 1.0) -> Tensor:
-        """Translate images.
+    def forward(self, x: Tensor) -> Tensor:
+        """Translate images (N, 3, H, W) in [-1, 1] to the same, see `edit`."""
+        return self.edit(x)[0]
+
+    def edit(self, x: Tensor, strength: float | Tensor = 1.0) -> tuple[Tensor, Tensor | None]:
+        """Translate images, and tell how their pixels have moved.
 
         Args:
             x: (N, 3, H, W) float32 or float64 in [-1, 1]; H and W multiples of 4.
             strength: a scalar by which the network's outputs are multiplied, shifts included. It means what
-                `at_strength` says only with `global_skip`.
+                `edit_at_strength` says only with `global_skip`.
 
         Returns:
-            (N, 3, H, W) in [-1, 1], of x's dtype, also under autocast.
+            The translations (N, 3, H, W) in [-1, 1], of x's dtype, also under autocast. And with an appearance flow the
+            shifts (N, 2, H, W) that `moved` applies to x, else None.
 
         Raises:
             ValueError: H or W is not a multiple of 4, so that the output would have another size.
@@ -118,14 +123,16 @@ class Generator(nn.Module):
         y = self.down(y)  # (N, 4c, H/4, W/4)
         for block in self.residuals:
             y = recomputed(block, y) if self.recompute else block(y)  # (N, 4c, H/4, W/4)
+        shift = None
         if self.flow:
-            shift = MAX_SHIFT * torch.tanh(self.flow(y).to(x.dtype))  # (N, 2, H/4, W/4)
-            x = moved(x, strength * F.interpolate(shift, x.shape[2:], mode="bilinear"))
+            coarse = MAX_SHIFT * torch.tanh(self.flow(y).to(x.dtype))  # (N, 2, H/4, W/4)
+            shift = strength * F.interpolate(coarse, x.shape[2:], mode="bilinear")  # (N, 2, H, W)
+            x = moved(x, shift)
         y = self.up(y)  # (N, c, H, W)
         y = strength * self.last(y).to(x.dtype)  # (N, 3, H, W)
         if self.global_skip:
             y = y + torch.atanh(x.clamp(-SKIP_LIMIT, SKIP_LIMIT))
-        return torch.tanh(y)  # (N, 3, H, W)
+        return torch.tanh(y), shift  # (N, 3, H, W)
 
 
 def moved(x: Tensor, shift: Tensor) -> Tensor:
@@ -227,7 +234,12 @@ def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Paddi
 
 
 def at_strength(generator: nn.Module, image: Tensor, strength: float) -> Tensor:
-    """Translate images by weakening or exaggerating what a generator changes.
+    """Translate images (N, 3, H, W) in [-1, 1] more or less strongly, see `edit_at_strength`."""
+    return edit_at_strength(generator, image, strength)[0]
+
+
+def edit_at_strength(generator: nn.Module, image: Tensor, strength: float) -> tuple[Tensor, Tensor | None]:
+    """Translate images by weakening or exaggerating what a generator changes, and tell how their pixels have moved.
 
     With an appearance flow the change of colours and the shifts are multiplied by the strength. Any other generator is
     `blend`ed with its input, which is the same for one with a global skip.
@@ -238,12 +250,13 @@ def at_strength(generator: nn.Module, image: Tensor, strength: float) -> Tensor:
         strength: 0 gives the image and 1 the translation, both bit for bit; more than 1 goes beyond the translation.
 
     Returns:
-        (N, 3, H, W) in [-1, 1].
+        The translations (N, 3, H, W) in [-1, 1], and the shifts (N, 2, H, W) in sides; None where nothing moves.
     """
-    if strength and strength != 1 and isinstance(generator, Generator) and generator.flow:
-        exaggerated: Tensor = generator(image, strength)
-        return exaggerated
-    return blend(image, generator(image).to(image.dtype) if strength else image, strength)
+    if strength == 0:
+        return image, None
+    if isinstance(generator, Generator) and generator.flow:
+        return generator.edit(image, strength)
+    return blend(image, generator(image).to(image.dtype), strength), None
 
 
 def blend(image: Tensor, translation: Tensor, strength: float) -> Tensor:

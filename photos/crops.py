@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache, partial
 
 import cv2
 import numpy as np
 
 from photos.faces import Face, find_faces
-from photos.geometry import shift, similarity, transform, warp
+from photos.geometry import displace, shift, similarity, transform, warp
 from utils import Template
 
 # Changes are pasted in an ellipse around the face. Hair is left out: it may reach beyond the crop, and would then have
@@ -31,6 +32,22 @@ FIXED_POINT = 64  # Changes are rounded to this fraction of a grey level, so tha
 MIN_FACE_SHARE = 0.5  # A template needs exactly one face in at least this share of the images.
 
 
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What a generator has done to a crop: it has moved its pixels, and then changed their colours.
+
+    Attributes:
+        before: the crop with its pixels moved, (H, W, 3), uint8 or floating point, 0 to 255.
+        after: the translated crop, of the same shape and range.
+        shift: from how far away each pixel was taken, (H, W, 2) float32, to the right and down in sides of the crop;
+            None if no pixel was moved.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    shift: np.ndarray | None = None
+
+
 def align(image: np.ndarray, face: Face, template: Template, size: int) -> np.ndarray:
     """Cut out the crop around a face in which its landmarks lie where the template has them.
 
@@ -46,25 +63,26 @@ def align(image: np.ndarray, face: Face, template: Template, size: int) -> np.nd
     return warp(image, similarity(face.landmarks, np.array(template) * size), (size, size))
 
 
-def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarray, after: np.ndarray) -> None:
-    """Add the change between two versions of a crop to the image that the crop was cut from, in place.
+def paste(image: np.ndarray, face: Face, *, template: Template, edit: Edit) -> None:
+    """Do to the image, in place, what a generator has done to the crop that was cut from it.
 
-    Only the change is resized to the image's resolution, so that the image keeps its own detail even where the face is
-    much larger than the crop, except where the change is strong and local. The change fades out around the face (see
-    `paste_mask`). Pixels outside the mask stay as they are, and so does the whole image if the crop has not changed.
+    The image's own pixels are moved, and only the change of colours is resized to the image's resolution. So the image
+    keeps its own detail even where the face is much larger than the crop, except where the change is strong and local.
+    Both fade out around the face (see `paste_mask`). Pixels outside the mask stay as they are, and so does the whole
+    image if the crop has not changed.
 
     Args:
         image: (H, W, 3) uint8 RGB, writable.
         face: the face that `align` was given.
         template: the template that `align` was given.
-        before: (size, size, 3), uint8 or floating point, 0 to 255: the crop that `align` returned.
-        after: the translated crop, of the same shape and range.
+        edit: what was done to the crop that `align` returned, (size, size, 3).
     """
-    size = len(before)
-    change = (after.astype(np.float32) - before) * paste_mask(size, template)[..., None]
+    size = len(edit.before)
+    mask = paste_mask(size, template)[..., None]
+    change = (edit.after.astype(np.float32) - edit.before) * mask
     lost = _lost_detail(change)
     added = _enlarge(change * FIXED_POINT).astype(np.int16)
-    smooth, fraction = (_enlarge(before.astype(np.float32)), _enlarge(lost)) if lost.any() else (None, None)
+    smooth, fraction = (_enlarge(edit.before.astype(np.float32)), _enlarge(lost)) if lost.any() else (None, None)
 
     to_image = np.linalg.inv(similarity(face.landmarks, np.array(template) * size))
     corners = transform(to_image, np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float64))
@@ -72,6 +90,10 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
     right, bottom = np.clip(np.ceil(corners.max(axis=0)), 0, image.shape[1::-1]).astype(int).tolist()
     if right <= left:
         return
+    if edit.shift is not None:
+        distance = _enlarge((edit.shift * mask * size @ to_image[:2, :2].T).astype(np.float32))
+        to_box = shift(np.array([-left, -top])) @ to_image @ np.diag([1 / UPSCALING, 1 / UPSCALING, 1])
+        _move(image[top:bottom, left:right], distance, to_box)
     for row in range(top, bottom, STRIP):
         part = image[row : min(row + STRIP, bottom), left:right]
         to_part = shift(np.array([-left, -row])) @ to_image @ np.diag([1 / UPSCALING, 1 / UPSCALING, 1])
@@ -83,6 +105,22 @@ def paste(image: np.ndarray, face: Face, *, template: Template, before: np.ndarr
             part[:] = np.rint(part - replaced).clip(0, 255)
 
 
+def _move(box: np.ndarray, distance: np.ndarray, to_box: np.ndarray) -> None:
+    """Move the pixels of a part of an image, in place.
+
+    Args:
+        box: (H, W, 3) uint8.
+        distance: (h, w, 2) float32, from how far away each pixel is taken, in px of the box.
+        to_box: the (3, 3) matrix that maps positions in `distance` to positions in the box.
+    """
+    original = box.copy()
+    for row in range(0, len(box), STRIP):
+        part = box[row : row + STRIP]
+        in_strip = warp(distance, shift(np.array([0, -row])) @ to_box, part.shape[1::-1], border=cv2.BORDER_CONSTANT,
+                        interpolation=cv2.INTER_LINEAR)  # fmt: skip
+        part[:] = displace(original, in_strip, first_row=row)
+
+
 def _lost_detail(change: np.ndarray) -> np.ndarray:
     """The fraction of the image's own detail that a change, (size, size, 3), replaces: of the same shape, 0 to 1."""
     local = change - cv2.GaussianBlur(change, (0, 0), SURROUNDINGS * len(change))
@@ -92,7 +130,7 @@ def _lost_detail(change: np.ndarray) -> np.ndarray:
 
 
 def _enlarge(crop: np.ndarray) -> np.ndarray:
-    """Values of a crop, (size, size, 3) float32, enlarged by UPSCALING."""
+    """Values of a crop, (size, size, C) float32, enlarged by UPSCALING."""
     side = UPSCALING * len(crop)
     enlarged: np.ndarray = cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC)
     return enlarged

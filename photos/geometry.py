@@ -6,9 +6,12 @@ Positions are (x, y) in px from the image's top left corner: the centre of the f
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 
 import cv2
 import numpy as np
+
+TILE = 4096  # `displace` works on tiles of this side, px: OpenCV's remap takes no image of 32767 px or more.
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -51,14 +54,14 @@ def warp(
     """Apply a similarity to an image, without aliasing when the image shrinks.
 
     Args:
-        image: (H, W, 3), of any dtype that OpenCV can resize.
+        image: (H, W, C), of any dtype that OpenCV can resize.
         matrix: (3, 3), which maps positions in the image to positions in the result.
         size: width and height of the result, px.
         border: OpenCV's border mode, which fills the area outside the image.
         interpolation: OpenCV's interpolation mode.
 
     Returns:
-        (height, width, 3), of the image's dtype.
+        (height, width, C), of the image's dtype.
     """
     # Cut out the part of the image that the result needs, with a margin for the interpolation.
     corners = np.array([[0, 0], [size[0], 0], [0, size[1]], size], np.float64)
@@ -76,6 +79,33 @@ def warp(
         matrix = matrix @ np.diag([part.shape[1] / shrunk[0], part.shape[0] / shrunk[1], 1])
         part = cv2.resize(part, shrunk, interpolation=cv2.INTER_AREA)
     return cv2.warpAffine(part, for_opencv(matrix), size, flags=interpolation, borderMode=border)
+
+
+def displace(image: np.ndarray, distance: np.ndarray, first_row: int = 0) -> np.ndarray:
+    """Rows of an image in which each pixel is what the image shows at a distance from it, by cubic interpolation.
+
+    Args:
+        image: (H, W, 3) uint8; beyond its border it goes on with the border's pixels.
+        distance: (h, W, 2), to the right and down, px.
+        first_row: the first of the h rows.
+
+    Returns:
+        (h, W, 3) uint8; where the distance is 0 the pixels are the image's own.
+    """
+    result = np.empty((*distance.shape[:2], 3), np.uint8)
+    for top, left in product(*(range(0, side, TILE) for side in distance.shape[:2])):
+        part = distance[top : top + TILE, left : left + TILE]
+        right = left + np.arange(part.shape[1], dtype=np.float32) + part[..., 0]
+        down = first_row + top + np.arange(part.shape[0], dtype=np.float32)[:, None] + part[..., 1]
+        # Cut out the part of the image that these places need, with a margin for the interpolation.
+        x, y = (
+            slice(int(np.clip(places.min() - 2, 0, side - 1)), int(np.clip(places.max() + 4, 1, side)))
+            for places, side in ((right, image.shape[1]), (down, image.shape[0]))
+        )
+        result[top : top + TILE, left : left + TILE] = cv2.remap(
+            image[y, x], right - x.start, down - y.start, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        )
+    return result
 
 
 def shift(by: Iterable[float]) -> np.ndarray:

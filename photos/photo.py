@@ -13,8 +13,9 @@ from PIL import Image
 
 from images.colours import opaque, to_rgb, transfer
 from images.files import turn_upright
-from photos.crops import align, paste
+from photos.crops import Edit, align, paste
 from photos.faces import Face
+from photos.geometry import displace
 from utils import Template
 
 MAX_CROP_ASPECT = 4  # Images more than this many times as long as wide are squeezed for the network, and only there.
@@ -28,8 +29,8 @@ class Region(Protocol):
     def crop(self, pixels: Pixels) -> Crop:
         """The generator's input for this part."""
 
-    def put_back(self, pixels: Pixels, *, before: Crop, after: Crop) -> None:
-        """Add the change between two versions of the crop to the photograph's pixels, in place."""
+    def put_back(self, pixels: Pixels, edit: Edit) -> None:
+        """Do to the photograph's pixels, in place, what the generator has done to the crop."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class FaceRegion:
     def crop(self, pixels: Pixels) -> Crop:
         return align(pixels, self.face, self.template, self.size)
 
-    def put_back(self, pixels: Pixels, *, before: Crop, after: Crop) -> None:
-        paste(pixels, self.face, template=self.template, before=before, after=after)
+    def put_back(self, pixels: Pixels, edit: Edit) -> None:
+        paste(pixels, self.face, template=self.template, edit=edit)
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class WholeImage:
         crop = resize(pixels, max(4, round(height / 4) * 4), max(4, round(width / 4) * 4))
         return crop.clip(0, 255)  # Bicubic interpolation overshoots.
 
-    def put_back(self, pixels: Pixels, *, before: Crop, after: Crop) -> None:
+    def put_back(self, pixels: Pixels, edit: Edit) -> None:
         """Resize the change, not the image, so that the image's own detail stays sharp."""
-        changed = pixels + resize(after - before, *pixels.shape[:2])
+        if edit.shift is not None:
+            pixels[:] = displace(pixels, resize(edit.shift, *pixels.shape[:2]) * pixels.shape[1::-1])
+        changed = pixels + resize(edit.after - edit.before, *pixels.shape[:2])
         pixels[:] = np.rint(changed, out=changed).clip(0, 255, out=changed)
 
 
@@ -107,7 +110,7 @@ def open_photo(image: Image.Image) -> Photo:
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> Crop:
-    """Resize (H, W, 3) pixels to (height, width, 3) float32, without aliasing when they shrink."""
+    """Resize (H, W, C) pixels to (height, width, C) float32, without aliasing when they shrink."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     resized = F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
     result: Crop = resized[0].permute(1, 2, 0).contiguous().numpy()

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from generator_model import at_strength
+from generator_model import edit_at_strength, moved
+from photos.crops import Edit
 from photos.faces import Face, find_faces
 from photos.photo import FaceRegion, Photo, Pixels, Region, WholeImage, open_photo
 from photos.picture_file import Picture
@@ -28,7 +29,7 @@ class Translator:
         template: where the landmarks lie in these (see `photos.crops.measure_template`); None translates whole images.
         device: the device to run on.
         batch_size: the generator translates at most this many crops at a time.
-        strength: how much of the change to apply, 0 nothing, 1 what the generator gives: `generator_model.at_strength`.
+        strength: how much of the change to apply: 0 nothing, 1 what the generator gives (see `edit_at_strength`).
     """
 
     def __init__(
@@ -69,9 +70,9 @@ class Translator:
             same_shape = [job for job in jobs if job[2].shape == shape]
             for start in range(0, len(same_shape), self.batch_size):
                 batch = same_shape[start : start + self.batch_size]
-                results = self._run(np.stack([before for *_, before in batch]))
-                for (photo, region, before), after in zip(batch, results, strict=True):
-                    region.put_back(photo.colours, before=before, after=after)
+                edits = self._run(np.stack([crop for *_, crop in batch]))
+                for (photo, region, _), edit in zip(batch, edits, strict=True):
+                    region.put_back(photo.colours, edit)
 
     def _find_regions(self, pixels: Pixels, find: FaceFinder) -> Sequence[Region]:
         if self.template is None:
@@ -79,13 +80,22 @@ class Translator:
         return [FaceRegion(face, self.template, self.image_size) for face in find(pixels)]
 
     @torch.inference_mode()
-    def _run(self, crops: np.ndarray) -> np.ndarray:
-        """Run the generator on (N, H, W, 3) crops, 0 to 255; the result is float32 of the same shape and range."""
+    def _run(self, crops: np.ndarray) -> list[Edit]:
+        """Run the generator on (N, H, W, 3) crops, 0 to 255."""
         images = normalize(torch.from_numpy(crops).permute(0, 3, 1, 2).to(self.device))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            translated = at_strength(self.generator, images, self.strength)
-        result: np.ndarray = denormalize(translated.float()).permute(0, 2, 3, 1).cpu().numpy()
-        return result
+            translated, shifts = edit_at_strength(self.generator, images, self.strength)
+        after = to_numpy(denormalize(translated.float()))
+        if shifts is None:
+            return [Edit(*crops) for crops in zip(crops, after, strict=True)]
+        before = to_numpy(denormalize(moved(images, shifts)))
+        return [Edit(*edit) for edit in zip(before, after, to_numpy(shifts), strict=True)]
+
+
+def to_numpy(images: Tensor) -> np.ndarray:
+    """Images (N, C, H, W) as (N, H, W, C) on the CPU."""
+    array: np.ndarray = images.permute(0, 2, 3, 1).cpu().numpy()
+    return array
 
 
 def translate_pictures(translator: Translator, pictures: Sequence[Picture]) -> None:

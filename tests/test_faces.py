@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from dataset import DEMO_ZIP
-from photos.crops import align, measure_template, paste, paste_mask
+from photos.crops import Edit, align, measure_template, paste, paste_mask
 from photos.faces import Face, find_faces
-from photos.geometry import quarter_turns_back, similarity, transform
+from photos.geometry import displace, quarter_turns_back, similarity, transform
 from utils import Template
 
 TEMPLATE: Template = ((0.36, 0.45), (0.64, 0.45), (0.5, 0.6), (0.4, 0.72), (0.6, 0.72))
@@ -171,7 +171,7 @@ def test_pasting_an_unchanged_crop_changes_no_pixel(scale: float, degrees: float
     face = face_at(scale, degrees, (350, 300))
     crop = align(image, face, TEMPLATE, 100)
     pasted = image.copy()
-    paste(pasted, face, template=TEMPLATE, before=crop, after=crop)
+    paste(pasted, face, template=TEMPLATE, edit=Edit(crop, crop))
     assert (pasted == image).all()
 
 
@@ -182,7 +182,7 @@ def test_a_change_is_pasted_into_the_face_and_nowhere_else(scale: float, degrees
     face = face_at(scale, degrees, (350.5, 300.5))
     crop = align(image, face, TEMPLATE, 100)
     pasted = image.copy()
-    paste(pasted, face, template=TEMPLATE, before=crop, after=crop.astype(np.float32) + 10)
+    paste(pasted, face, template=TEMPLATE, edit=Edit(crop, crop.astype(np.float32) + 10))
     change = pasted.astype(int) - image
     y, x = np.indices((600, 700)) + 0.5
     in_crop = transform(np.linalg.inv(similarity(SQUARE, face.landmarks)), np.stack([x.ravel(), y.ravel()], axis=1))
@@ -202,7 +202,7 @@ def test_a_large_face_keeps_detail_that_its_crop_cannot_hold() -> None:
     face = face_at(8, 0, (450, 450))
     crop = align(image, face, TEMPLATE, 100)
     pasted = image.copy()
-    paste(pasted, face, template=TEMPLATE, before=crop, after=crop.astype(np.float32) - 15)
+    paste(pasted, face, template=TEMPLATE, edit=Edit(crop, crop.astype(np.float32) - 15))
     assert (np.diff(pasted[400:500, 450].astype(int), axis=0)[::2] < -10).all()
 
 
@@ -215,10 +215,40 @@ def test_the_detail_of_what_was_there_goes_with_a_local_change_and_stays_with_on
         after = crop.astype(np.float32)
         after[50 - half_height : 50 + half_height] += 120
         pasted = image.copy()
-        paste(pasted, face, template=TEMPLATE, before=crop, after=after)
+        paste(pasted, face, template=TEMPLATE, edit=Edit(crop, after))
         rows = pasted[440:460, 450, 0].astype(int)
         assert np.abs(np.abs(np.diff(rows)) - contrast).max() <= 4
         assert rows.mean() == pytest.approx(200, abs=3)
+
+
+@pytest.mark.parametrize(("scale", "degrees"), [(1, 0), (4, 0), (4, 90), (2, 30)])
+def test_what_a_generator_moves_is_moved_in_the_photograph_itself(scale: float, degrees: float) -> None:
+    """So a large face stays as sharp as it was: a moved brow is not drawn again at the crop's resolution."""
+    image = cv2.GaussianBlur(noise(600, 700), (0, 0), 1.5)
+    face = face_at(scale, degrees, (350, 300))
+    crop = align(image, face, TEMPLATE, 100)
+    pasted = image.copy()
+    shift = np.zeros((100, 100, 2), np.float32)
+    shift[..., 0], shift[..., 1] = 0.09, -0.05
+    paste(pasted, face, template=TEMPLATE, edit=Edit(crop, crop, shift))
+    along, down = np.deg2rad(degrees), np.deg2rad(degrees + 90)
+    x, y = (
+        100 * scale * (0.09 * np.array([np.cos(along), np.sin(along)]) - 0.05 * np.array([np.cos(down), np.sin(down)]))
+    )
+    expected = cv2.warpAffine(image, np.array([[1, 0, -x], [0, 1, -y]]), (700, 600), flags=cv2.INTER_CUBIC)
+    middle = np.s_[int(300 - 8 * scale) : int(300 + 8 * scale), int(350 - 8 * scale) : int(350 + 8 * scale)]
+    assert np.abs(pasted[middle].astype(int) - expected[middle]).max() <= 3
+    assert np.abs(pasted[middle].astype(int) - image[middle]).max() > 15
+    assert (pasted[:5] == image[:5]).all()
+
+
+@pytest.mark.parametrize("shape", [(50, 40000), (40000, 50), (3, 3)])
+def test_images_of_any_size_can_be_displaced(shape: tuple[int, int]) -> None:
+    image = noise(*shape)
+    distance = np.full((*shape, 2), (2, -1), np.float32)
+    rows, columns = (np.arange(shape[0]) - 1).clip(0), (np.arange(shape[1]) + 2).clip(max=shape[1] - 1)
+    assert (displace(image, distance) == image[rows][:, columns]).all()
+    assert (displace(image, distance[:2], first_row=1) == image[rows[1:3]][:, columns]).all()
 
 
 @pytest.mark.parametrize("centre", [(0, 0), (20, 590), (699, 300), (-500, -500)])
@@ -227,7 +257,7 @@ def test_only_the_part_of_a_face_inside_the_image_is_pasted(centre: tuple[int, i
     face = face_at(2, 10, centre)
     crop = align(image, face, TEMPLATE, 100)
     pasted = image.copy()
-    paste(pasted, face, template=TEMPLATE, before=crop, after=crop.astype(np.float32) + 10)
+    paste(pasted, face, template=TEMPLATE, edit=Edit(crop, crop.astype(np.float32) + 10))
     assert pasted.shape == image.shape
     assert (pasted.astype(int) - image).max() == (10 if min(centre) > -100 else 0)
 

@@ -461,11 +461,11 @@ def test_the_command_line_sets_the_strength(tmp_path: Path, monkeypatch: pytest.
     photograph(1).save(tmp_path / "a.png")
     seen: list[float] = []
 
-    def note(generator: nn.Module, image: Tensor, strength: float) -> Tensor:
+    def note(generator: nn.Module, image: Tensor, strength: float) -> tuple[Tensor, None]:
         seen.append(strength)
-        return image
+        return image, None
 
-    monkeypatch.setattr("photos.translator.at_strength", note)
+    monkeypatch.setattr("photos.translator.edit_at_strength", note)
     flags = [str(tmp_path / "a.png"), "--weights", str(weights), "--out", str(tmp_path / "out")]
     for strength in ([], ["--strength", "0"], ["--strength", "2.5"]):
         assert main([*flags, *strength]) == 0

@@ -39,7 +39,7 @@ class Blended(nn.Module):
     def forward(self, image: Tensor, strength: Tensor) -> Tensor:
         """`generator_model.at_strength` for a scalar tensor; maps (N, 3, H, W) in [-1, 1] to the same."""
         if self.generator.flow:
-            return torch.where(strength == 0, image, self.generator(image, strength))
+            return torch.where(strength == 0, image, self.generator.edit(image, strength)[0])
         translation = self.generator(image)
         before, after = (torch.atanh(x.clamp(-SKIP_LIMIT, SKIP_LIMIT)) for x in (image, translation))
         blended = torch.tanh(torch.lerp(before, after, strength))
