@@ -57,7 +57,7 @@ class Task:
         direction: the direction from `source` to `target`.
         source, target: the two domains.
         paired: whether their test images with the same index are true translations of each other.
-        strength: how much of the change to apply, see `generator_model.at_strength`.
+        strength: how much of the change to apply, see `generator_model.edit_at_strength`.
         template: where the landmarks of faces are in the images; None for images of other things.
     """
 

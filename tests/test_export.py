@@ -24,7 +24,7 @@ from torch import nn
 import check_data
 import translate
 from export import DATA_CHECK, current_commit, main
-from generator_model import Generator, at_strength
+from generator_model import Generator, at_strength, edit_at_strength
 from training.checkpoint import save_checkpoint
 from utils import UserError
 from weights.hub import WEIGHTS_NAME
@@ -235,7 +235,7 @@ def test_an_onnx_file_translates_any_batch_at_any_strength(
 ) -> None:
     session = session_of(onnx_export / "out" / "gen_ab.onnx")
     image = torch.rand(shape) * 2 - 1
-    (result,) = session.run(None, {"image": image.numpy(), "strength": np.array(strength, np.float32)})
+    result, *_ = session.run(None, {"image": image.numpy(), "strength": np.array(strength, np.float32)})
     with torch.inference_mode():
         expected = at_strength(load_weights(onnx_export / "weights.safetensors").generator("ab"), image, strength)
     assert np.abs(result - expected.numpy()).max() < 1e-4
@@ -279,8 +279,12 @@ def test_strength_is_an_input_that_means_the_same_as_everywhere(appearance_flow:
         nn.init.normal_(parameter, std=0.3)
     image = torch.rand(1, 3, 32, 32) * 2 - 1
     for strength in (0.0, 0.5, 1.0, 2.5):
-        expected = at_strength(network, image, strength)
-        assert torch.equal(Blended(network)(image, torch.tensor(strength)), expected)
+        translation, *shift = Blended(network)(image, torch.tensor(strength))
+        expected, expected_shift = edit_at_strength(network, image, strength)
+        assert torch.equal(translation, expected)
+        assert len(shift) == appearance_flow
+        if expected_shift is not None:
+            assert torch.equal(shift[0], expected_shift)
 
 
 @pytest.mark.slow
@@ -289,7 +293,7 @@ def test_strength_is_an_input_that_means_the_same_as_everywhere(appearance_flow:
     [
         {"padding": "reflect"},
         {"padding": "reflect-all", "upsampling": "transposed", "global_skip": False},
-        {"norm_first": False, "num_residuals": 2},
+        {"norm_first": False, "num_residuals": 2, "appearance_flow": False},
     ],
 )
 def test_every_kind_of_generator_becomes_an_onnx_file(tmp_path: Path, knobs: dict[str, Any]) -> None:

@@ -62,7 +62,8 @@ export function emptyImage(width, height, like) {
   return { data: new like.data.constructor(4 * width * height), width, height };
 }
 
-function crop(image, left, top, width, height) {
+/** A part of an image. */
+export function crop(image, left, top, width, height) {
   const part = emptyImage(width, height, image);
   for (let y = 0; y < height; y++) {
     const start = 4 * ((top + y) * image.width + left);
@@ -99,38 +100,55 @@ function range(values, margin, side) {
 export function warpAffine(image, matrix, [width, height], { cubic = false, replicate = false } = {}) {
   const result = emptyImage(width, height, image);
   const [a, b, x0, c, d, y0] = inverse(matrix);
-  const [numTaps, first, weights] = cubic ? [4, -1, cubicWeights] : [2, 0, linearWeights];
-  const [across, down, sums] = [new Float64Array(4), new Float64Array(4), new Float64Array(4)];
+  const sample = sampler(image, { cubic, replicate });
   for (let y = 0, target = 0; y < height; y++) {
     for (let x = 0; x < width; x++, target += 4) {
-      const u = a * (x + 0.5) + b * (y + 0.5) + x0 - 0.5;
-      const v = c * (x + 0.5) + d * (y + 0.5) + y0 - 0.5;
-      const left = Math.floor(u);
-      const top = Math.floor(v);
-      weights(u - left, across);
-      weights(v - top, down);
-      sums.fill(0);
-      for (let j = 0; j < numTaps; j++) {
-        let row = top + first + j;
-        if (row < 0 || row >= image.height) {
-          if (!replicate) continue;
-          row = row < 0 ? 0 : image.height - 1;
-        }
-        for (let i = 0; i < numTaps; i++) {
-          let column = left + first + i;
-          if (column < 0 || column >= image.width) {
-            if (!replicate) continue;
-            column = column < 0 ? 0 : image.width - 1;
-          }
-          const source = 4 * (row * image.width + column);
-          const weight = across[i] * down[j];
-          for (let k = 0; k < 4; k++) sums[k] += weight * image.data[source + k];
-        }
-      }
-      result.data.set(sums, target);
+      result.data.set(sample(a * (x + 0.5) + b * (y + 0.5) + x0, c * (x + 0.5) + d * (y + 0.5) + y0), target);
     }
   }
   return result;
+}
+
+/** An image in which each pixel is what another shows at a distance from it: the first two values of `distance`, px. */
+export function displace(image, distance, { cubic = false } = {}) {
+  const result = emptyImage(image.width, image.height, image);
+  const sample = sampler(image, { cubic, replicate: true });
+  for (let y = 0, i = 0; y < image.height; y++) {
+    for (let x = 0; x < image.width; x++, i += 4) {
+      result.data.set(sample(x + 0.5 + distance.data[i], y + 0.5 + distance.data[i + 1]), i);
+    }
+  }
+  return result;
+}
+
+/** A function that interpolates an image's four values at a position; each call overwrites what the last returned. */
+function sampler(image, { cubic, replicate }) {
+  const [numTaps, first, weights] = cubic ? [4, -1, cubicWeights] : [2, 0, linearWeights];
+  const [across, down, sums] = [new Float64Array(4), new Float64Array(4), new Float64Array(4)];
+  return (x, y) => {
+    const [left, top] = [Math.floor(x - 0.5), Math.floor(y - 0.5)];
+    weights(x - 0.5 - left, across);
+    weights(y - 0.5 - top, down);
+    sums.fill(0);
+    for (let j = 0; j < numTaps; j++) {
+      let row = top + first + j;
+      if (row < 0 || row >= image.height) {
+        if (!replicate) continue;
+        row = row < 0 ? 0 : image.height - 1;
+      }
+      for (let i = 0; i < numTaps; i++) {
+        let column = left + first + i;
+        if (column < 0 || column >= image.width) {
+          if (!replicate) continue;
+          column = column < 0 ? 0 : image.width - 1;
+        }
+        const source = 4 * (row * image.width + column);
+        const weight = across[i] * down[j];
+        for (let k = 0; k < 4; k++) sums[k] += weight * image.data[source + k];
+      }
+    }
+    return sums;
+  };
 }
 
 function linearWeights(t, weights) {

@@ -1,7 +1,7 @@
 // Align faces to the crops that a generator was trained on, and paste the translated crops back: the counterpart of
 // photos/crops.py, whose names and numbers these are.
 
-import { chain, emptyImage, inverse, shift, similarity, stretch, transform, warp, warpAffine } from "./geometry.js";
+import { chain, crop, displace, emptyImage, inverse, shift, similarity, stretch, transform, warp, warpAffine } from "./geometry.js";
 
 const FACE_CENTRE = 0.45;
 const FACE_HEIGHT = 1.4;
@@ -23,8 +23,8 @@ export function align(image, face, template, size) {
   return warp(image, matrix, [size, size], { cubic: true, replicate: true });
 }
 
-/** Add the change between two versions of a crop to the image that the crop was cut from, in place. */
-export function paste(image, face, { template, before, after }) {
+/** Do to an image, in place, what a generator has done to the crop that was cut from it. */
+export function paste(image, face, template, { before, after, shift: moved }) {
   const size = before.width;
   const mask = pasteMask(size, template);
   const change = map(before, (value, i) => (after.data[i] - value) * mask[i >> 2]);
@@ -35,14 +35,23 @@ export function paste(image, face, { template, before, after }) {
   if (right <= left || bottom <= top) return;
   const toPart = chain(shift([-left, -top]), toImage, stretch(1 / UPSCALING, 1 / UPSCALING));
   const fit = (crop) => warp(enlarge(crop), toPart, [right - left, bottom - top]).data;
+  const own = crop(image, left, top, right - left, bottom - top);
+  if (moved) {
+    const [a, b, , c, d] = toImage;
+    const turned = map(moved, (value, i) => {
+      const [x, y] = moved.data.subarray(i - (i % 4), i - (i % 4) + 2);
+      return mask[i >> 2] * [a * x + b * y, c * x + d * y, 0, 0][i % 4];
+    });
+    own.data.set(displace(own, { ...own, data: fit(turned) }, { cubic: true }).data);
+  }
   const [added, smooth, fraction] = [fit(change), fit(map(before, (value) => value)), fit(lostDetail(change))];
   for (let y = top, i = 0; y < bottom; y++) {
     for (let x = left; x < right; x++, i += 4) {
       const at = 4 * (y * image.width + x);
       for (let k = 0; k < 3; k++) {
-        const own = image.data[at + k];
-        const replaced = (own - smooth[i + k]) * fraction[i + k];
-        image.data[at + k] = clamp(Math.round(own + added[i + k]), 0, 255) - replaced; // the assignment rounds and clips
+        const replaced = (own.data[i + k] - smooth[i + k]) * fraction[i + k];
+        const changed = clamp(Math.round(own.data[i + k] + added[i + k]), 0, 255);
+        image.data[at + k] = changed - replaced; // the assignment rounds and clips
       }
     }
   }

@@ -1,11 +1,21 @@
 // Translate the faces in a photograph: the counterpart of photos/translator.py.
 
 import { findFaces } from "./detect.js";
+import { displace } from "./geometry.js";
 import { align, paste } from "./paste.js";
 import { openDetector } from "./yunet.js";
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 
 ort.env.wasm.numThreads = 1; // Threads need headers that a plain web server does not send.
+
+/** An image in which the first values of each pixel are computed from its number and theirs; the others stay. */
+function fill(image, compute, numValues) {
+  const data = image.data.slice();
+  for (let i = 0; i < data.length / 4; i++) {
+    for (let k = 0; k < numValues; k++) data[4 * i + k] = compute(i, k);
+  }
+  return { ...image, data };
+}
 
 export class Translator {
   /** Read what the models are, and the face detector; the generators are read when they are needed. */
@@ -27,14 +37,16 @@ export class Translator {
     const { template, image_size: size } = this.models;
     const faces = await findFaces(this.detect, image);
     const crops = faces.map((face) => align(image, face, template, size));
-    for (const [i, before] of crops.entries()) {
-      const after = await this.run(before, direction, strength);
-      paste(image, faces[i], { template, before, after });
-    }
+    for (const [i, crop] of crops.entries()) paste(image, faces[i], template, await this.run(crop, direction, strength));
     return faces.length;
   }
 
-  /** Run a generator on a crop, 0 to 255; the result is an image of floating-point numbers of the same range. */
+  /**
+   * Run a generator on a crop, 0 to 255, and tell what it has done.
+   *
+   * Returns {before, after, shift}: from how far away each pixel has been taken, px, which is undefined where none has
+   * moved, the crop with its pixels moved, and the translated crop, of floating-point numbers of the same range.
+   */
   async run(crop, direction, strength) {
     this.sessions[direction] ??= await ort.InferenceSession.create(`${this.folder}/gen_${direction}.onnx`);
     const numPixels = crop.width * crop.height;
@@ -44,11 +56,11 @@ export class Translator {
     }
     const image = new ort.Tensor("float32", planes, [1, 3, crop.height, crop.width]);
     const inputs = { image, strength: new ort.Tensor("float32", [strength], []) };
-    const { translation } = await this.sessions[direction].run(inputs);
-    const data = Float32Array.from(crop.data); // with the transparency of the crop
-    for (let i = 0; i < numPixels; i++) {
-      for (let k = 0; k < 3; k++) data[4 * i + k] = (translation.data[k * numPixels + i] + 1) * 127.5;
-    }
-    return { data, width: crop.width, height: crop.height };
+    const { translation, shift: moved } = await this.sessions[direction].run(inputs);
+    const pixels = { ...crop, data: Float32Array.from(crop.data) };
+    const after = fill(pixels, (i, k) => (translation.data[k * numPixels + i] + 1) * 127.5, 3);
+    if (!moved) return { before: pixels, after };
+    const shift = fill(pixels, (i, k) => moved.data[k * numPixels + i] * (k ? crop.height : crop.width), 2);
+    return { before: displace(pixels, shift), after, shift };
   }
 }

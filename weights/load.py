@@ -67,7 +67,7 @@ class Weights:
     num_images: dict[str, int] = field(default_factory=dict)
 
     def strength(self, direction: Direction) -> float:
-        """How much of its change a direction's generator applies, 1 by default; see `generator_model.at_strength`."""
+        """The strength of a direction's translations, 1 by default; see `generator_model.edit_at_strength`."""
         return self.strengths.get(direction, 1.0)
 
     def generator(self, direction: Direction) -> Generator:

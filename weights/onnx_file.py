@@ -1,9 +1,11 @@
 """Write generators as ONNX files, for programs without PyTorch.
 
-A file holds one generator, with two inputs and one output:
+A file holds one generator, with two inputs and one or two outputs:
 - "image", (N, 3, H, W) float32 in [-1, 1], for any N and any H and W that are multiples of 4
-- "strength", a float32 scalar, how much of the change to apply (see `generator_model.at_strength`)
+- "strength", a float32 scalar, how much of the change to apply (see `generator_model.edit_at_strength`)
 - "translation", of the shape and range of "image"
+- "shift", (N, 2, H, W), only of generators with an appearance flow: from how far away each pixel of the image was taken
+  before its colours changed, to the right and down, in sides of the image
 
 The metadata has three entries, all JSON: "image_size", the side of the training images in px; "template", where the
 five landmarks of a face lay in these, as fractions of the side, or null; and "strength", the best strength.
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from generator_model import SKIP_LIMIT, Generator, at_strength
+from generator_model import SKIP_LIMIT, Generator, edit_at_strength
 from utils import UserError, atomic_write, printable
 from weights.load import Direction, Weights
 
@@ -36,14 +38,16 @@ class Blended(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, image: Tensor, strength: Tensor) -> Tensor:
-        """`generator_model.at_strength` for a scalar tensor; maps (N, 3, H, W) in [-1, 1] to the same."""
+    def forward(self, image: Tensor, strength: Tensor) -> tuple[Tensor, ...]:
+        """`generator_model.edit_at_strength` for a scalar tensor, without what would be None."""
         if self.generator.flow:
-            return torch.where(strength == 0, image, self.generator.edit(image, strength)[0])
+            translation, shift = self.generator.edit(image, strength)
+            assert shift is not None
+            return torch.where(strength == 0, image, translation), shift
         translation = self.generator(image)
         before, after = (torch.atanh(x.clamp(-SKIP_LIMIT, SKIP_LIMIT)) for x in (image, translation))
         blended = torch.tanh(torch.lerp(before, after, strength))
-        return torch.where(strength == 1, translation, torch.where(strength == 0, image, blended))  # (N, 3, H, W)
+        return (torch.where(strength == 1, translation, torch.where(strength == 0, image, blended)),)
 
 
 def write_onnx(weights: Weights, direction: Direction, target: Path) -> float:
@@ -115,7 +119,7 @@ def _exported(generator: Generator) -> Any:
         dynamo=True,
         dynamic_shapes=({0: count, 2: 4 * height, 3: 4 * width}, None),
         input_names=["image", "strength"],
-        output_names=["translation"],
+        output_names=["translation", "shift"] if generator.flow else ["translation"],
         external_data=False,
         verbose=False,
     )
@@ -138,8 +142,9 @@ def largest_difference(path: Path, generator: Generator, *, shapes: Sequence[tup
         image = 2 * torch.rand(shape, generator=random) - 1
         for strength in CHECKED_STRENGTHS:
             inputs = {"image": image.numpy(), "strength": torch.tensor(strength).numpy()}
-            result = torch.from_numpy(session.run(["translation"], inputs)[0])
             with torch.inference_mode():
-                expected = at_strength(generator, image, strength)
-            largest = max(largest, float((result - expected).abs().max()))
+                edit = edit_at_strength(generator, image, strength)
+            expected = [tensor for tensor in edit if tensor is not None]
+            for result, tensor in zip(session.run(None, inputs), expected, strict=False):  # strength 0 moves nothing
+                largest = max(largest, float((torch.from_numpy(result) - tensor).abs().max()))
     return largest
