@@ -147,7 +147,8 @@ def moved(x: Tensor, shift: Tensor) -> Tensor:
     """
     right, down = ((torch.arange(side, dtype=x.dtype, device=x.device) + 0.5) / side for side in x.shape[:1:-1])
     places = torch.stack(torch.meshgrid(right, down, indexing="xy")) + shift  # (N, 2, H, W), in sides from the corner
-    return F.grid_sample(x, 2 * places.permute(0, 2, 3, 1) - 1, padding_mode="border", align_corners=False)
+    grid = 2 * places.permute(0, 2, 3, 1).nan_to_num() - 1  # At NaN grid_sample's gradient would crash the program.
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def displace(image: np.ndarray, distance: np.ndarray, first_row: int = 0) -> np.
 
     Args:
         image: (H, W, 3) uint8; beyond its border it goes on with the border's pixels.
-        distance: (h, W, 2), to the right and down, px.
+        distance: (h, W, 2) float32, to the right and down, px.
         first_row: the first of the h rows.
 
     Returns:

@@ -64,7 +64,8 @@ class WholeImage:
     def put_back(self, pixels: Pixels, edit: Edit) -> None:
         """Resize the change, not the image, so that the image's own detail stays sharp."""
         if edit.shift is not None:
-            pixels[:] = displace(pixels, resize(edit.shift, *pixels.shape[:2]) * pixels.shape[1::-1])
+            height, width = pixels.shape[:2]
+            pixels[:] = displace(pixels, resize(edit.shift * np.float32([width, height]), height, width))
         changed = pixels + resize(edit.after - edit.before, *pixels.shape[:2])
         pixels[:] = np.rint(changed, out=changed).clip(0, 255, out=changed)
 

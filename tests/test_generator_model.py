@@ -166,6 +166,14 @@ def test_an_appearance_flow_learns_from_the_first_step_and_moves_no_further_than
     torch.testing.assert_close(distance, torch.full_like(distance, MAX_SHIFT))
 
 
+def test_what_is_not_a_number_stays_so_and_does_not_crash_the_backward_pass() -> None:
+    generator = Generator(1, 4, padding="zero", global_skip=True, appearance_flow=True)
+    x = torch.full((1, 3, 64, 64), float("nan"), requires_grad=True)
+    generator(x).sum().backward()
+    assert generator(x).isnan().all()
+    moved(torch.rand(1, 3, 64, 64, requires_grad=True), torch.full((1, 2, 64, 64), torch.inf)).sum().backward()
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
 def test_the_strength_multiplies_shifts_as_well(strength: float) -> None:
     generator = Generator(1, 4, padding="zero", global_skip=True, appearance_flow=True).double()

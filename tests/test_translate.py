@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from config import Config, to_dict
 from dataset import DEMO_ZIP
-from generator_model import Generator
+from generator_model import MAX_SHIFT, Generator
 from photos.crops import measure_template
 from photos.faces import find_faces
 from photos.jobs import find_jobs
@@ -470,6 +471,18 @@ def test_the_command_line_sets_the_strength(tmp_path: Path, monkeypatch: pytest.
     for strength in ([], ["--strength", "0"], ["--strength", "2.5"]):
         assert main([*flags, *strength]) == 0
     assert seen == [1, 0, 2.5]
+
+
+@pytest.mark.parametrize("size", [(640, 480), (60, 80)])
+def test_whole_images_are_moved_at_their_own_size(size: tuple[int, int]) -> None:
+    """So they stay as sharp as they are, and are not drawn again at the network's size."""
+    generator = Generator(1, 4, global_skip=True, appearance_flow=True)
+    generator.get_parameter("flow.bias").data[0] = math.atanh(0.5)
+    photo = photograph(1).resize(size)
+    moved_by = round(0.5 * MAX_SHIFT * size[0])
+    expected = np.roll(pixels(photo), -moved_by, axis=1)[:, : -moved_by - 4]
+    off = pixels(Translator(generator, 64)(photo))[:, : -moved_by - 4] - expected
+    assert np.abs(off).max() <= 8  # bfloat16 rounds the distance
 
 
 @pytest.mark.parametrize(
