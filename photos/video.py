@@ -41,7 +41,7 @@ CONTAINERS = {  # FFmpeg's names of the formats in which results are written
     ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska",
 }  # fmt: skip
 # Other formats are only read: Matroska holds their sound, and time stamps, which some of them have not.
-ONLY_READ = (".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".wmv", ".flv", ".ogv")
+ONLY_READ = (".avi", ".mpg", ".mpeg", ".vob", ".mts", ".m2ts", ".ts", ".3gp", ".wmv", ".asf", ".flv", ".ogv")
 VIDEO_SUFFIXES = (*CONTAINERS, *ONLY_READ)
 SQUARE = ("webm", "matroska")  # These can tell the shape of pixels, but PyAV cannot write it into them.
 MAX_SHAPE = 4  # A pixel is at most this many times as long as wide, or the file is believed to be wrong.

@@ -230,7 +230,13 @@ def test_a_hidden_screen_size_does_not_make_pixels_absurd(tmp_path: Path) -> Non
         ("a.m4v", "libx264", "aac", "mp4"),
         ("a.avi", "libx264", "pcm_s16le", "avi"),
         ("a.mpg", "mpeg2video", "mp2", "mpeg"),
+        ("a.vob", "mpeg2video", "mp2", "vob"),
         ("a.m2ts", "libx264", "aac", "mpegts"),
+        ("a.ts", "libx264", "aac", "mpegts"),
+        ("a.3gp", "libx264", "aac", "3gp"),
+        ("a.wmv", "wmv2", "mp2", "asf"),
+        ("a.asf", "wmv2", "mp2", "asf"),
+        ("a.flv", "flv", "aac", "flv"),
     ],
 )
 def test_a_video_of_every_common_kind_is_translated(
