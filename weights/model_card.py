@@ -56,9 +56,10 @@ python translate.py photo.jpg --weights {address}
 ```"""
 WITH_ONNX = """\
 The inputs of an ONNX file are `image`, (N, 3, H, W) float32 RGB in [-1, 1] with sides that are multiples of 4, and
-`strength`, a float32 scalar: 0 changes nothing, and 1 is what the network gives. The output is `translation`. The
-metadata give the image size of the training, the best strength and, for faces, the template: where the landmarks of an
-aligned face lie, as fractions of the side."""
+`strength`, a float32 scalar: 0 changes nothing, and 1 is what the network gives. The output is `translation` and, where
+the network moves pixels, `shift`: from how far away each was taken, in sides. The metadata give the image size of the
+training, the best strength and, for faces, the template: where the landmarks of an aligned face lie, as fractions of
+the side."""
 ON_FACES = """\
 A translated picture shows no real person as they are. Do not pass it off as a photograph, do not use it to deceive,
 mock or profile anyone, and ask people before you translate their faces. "{a}" and "{b}" are the names of two
