@@ -26,7 +26,7 @@ from config import Config
 from console import UserError, command, memory_advice, printable, some_path, some_text
 from dataset import domain_folders, domain_names, load_images, scan_folder
 from evaluation.classifier import resize
-from evaluation.metrics import absolute_errors, ssim, translate_in_batches
+from evaluation.metrics import absolute_errors, edit_in_batches, ssim, translate_in_batches
 from evaluation.report import (
     MISSING_CURVES,
     MISSING_PLOT,
@@ -137,7 +137,7 @@ def evaluate(
     """
     # Translate the test images and translate the results back.
     real = task.source.test
-    fake = translate_in_batches(generators[task.direction], real, strength=task.strength)
+    fake, shift = edit_in_batches(generators[task.direction], real, strength=task.strength)
     rec = translate_in_batches(generators[OTHER[task.direction]], fake)
 
     # Score the translations and, for comparison, the unchanged inputs and real images of the target domain.
@@ -150,7 +150,7 @@ def evaluate(
     model = compare(fake) | estimates(cycle_l1=absolute_errors(rec, real), cycle_ssim=ssim(rec, real))
     rows = {"this model": model | compare_with_inputs(fake, real, task.template)}
     if task.template is not None:
-        pasted = as_pasted(fake, real, task.template)
+        pasted = as_pasted(fake, real, task.template, shift)
         rows["as pasted"] = compare(pasted) | compare_with_inputs(pasted, real, task.template)
     rows |= {
         "no change": compare(real),

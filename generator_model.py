@@ -234,11 +234,6 @@ def padded_conv(in_channels: int, out_channels: int, kernel: int, padding: Paddi
     return [nn.ReflectionPad2d(kernel // 2), conv(in_channels, out_channels, kernel)]
 
 
-def at_strength(generator: nn.Module, image: Tensor, strength: float) -> Tensor:
-    """Translate images (N, 3, H, W) in [-1, 1] more or less strongly, see `edit_at_strength`."""
-    return edit_at_strength(generator, image, strength)[0]
-
-
 def edit_at_strength(generator: nn.Module, image: Tensor, strength: float) -> tuple[Tensor, Tensor | None]:
     """Translate images by weakening or exaggerating what a generator changes, and tell how their pixels have moved.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generator_model import at_strength
+from generator_model import edit_at_strength
 from utils import denormalize
 
 # SSIM as Wang et al. 2004 define it (section III B and C).
@@ -28,12 +28,21 @@ def mean_absolute_error(images: Tensor, truth: Tensor) -> float:
     return (denormalize(images) - denormalize(truth)).abs().mean().item() / 255
 
 
-@torch.no_grad()
-def translate_in_batches(generator: nn.Module, images: Tensor, *, strength: float = 1.0, batch_size: int = 8) -> Tensor:
+def translate_in_batches(generator: nn.Module, images: Tensor, *, batch_size: int = 8) -> Tensor:
     """Translate (N, 3, H, W) images in [-1, 1], `batch_size` at a time; the result is on the images' device."""
+    return edit_in_batches(generator, images, batch_size=batch_size)[0]
+
+
+@torch.no_grad()
+def edit_in_batches(
+    generator: nn.Module, images: Tensor, *, strength: float = 1.0, batch_size: int = 8
+) -> tuple[Tensor, Tensor | None]:
+    """`generator_model.edit_at_strength` of (N, 3, H, W) images, `batch_size` at a time, on the images' device."""
     device = next(generator.parameters()).device
-    batches = [at_strength(generator, batch.to(device), strength) for batch in torch.split(images, batch_size)]
-    return torch.cat([batch.to(images.device) for batch in batches])
+    edits = [edit_at_strength(generator, batch.to(device), strength) for batch in torch.split(images, batch_size)]
+    translated = torch.cat([fake.to(images.device) for fake, _ in edits])
+    shifts = [shift.to(images.device) for _, shift in edits if shift is not None]
+    return translated, torch.cat(shifts) if shifts else None
 
 
 def paired_report(

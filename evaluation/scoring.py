@@ -18,14 +18,15 @@ from evaluation.metrics import (
     absolute_errors,
     bootstrap,
     change_outside,
+    edit_in_batches,
     kernel_distance,
     rank_one,
     sharpness,
     ssim,
-    translate_in_batches,
 )
 from evaluation.report import Row
 from evaluation.scorers import INCEPTION, Scorers, cosines, frechet_distance
+from generator_model import moved
 from photos.crops import measure_template, paste_mask
 from utils import Template, tensor_to_image
 from weights.load import Direction
@@ -178,17 +179,20 @@ def embed_real(domain: Domain, *, scorers: Scorers) -> tuple[References, Referen
     return {key: x[::2] for key, x in features.items()}, {key: x[1::2] for key, x in features.items()}
 
 
-def as_pasted(images: Tensor, inputs: Tensor, template: Template | None) -> Tensor:
+def as_pasted(images: Tensor, inputs: Tensor, template: Template | None, shift: Tensor | None = None) -> Tensor:
     """Translations as photographs take them on, which change in the face only; see `photos.crops.paste`.
 
     Args:
         images, inputs: translations and their inputs, (N, 3, H, W) in [-1, 1].
         template: where the landmarks of faces are; None for images of other things, which change as a whole.
+        shift: how the inputs' pixels have moved, (N, 2, H, W), see `generator_model.moved`; None if they have not.
     """
     if template is None:
         return images
     mask = torch.from_numpy(paste_mask(inputs.shape[-1], template)).to(inputs.device)  # (H, W)
-    return torch.lerp(inputs, images, mask.expand_as(images))
+    if shift is None:
+        return torch.lerp(inputs, images, mask.expand_as(images))
+    return (moved(inputs, mask * shift) + mask * (images - moved(inputs, shift))).clamp(-1, 1)
 
 
 def distances(features: References, references: References, scorers: Scorers) -> Row:
@@ -206,7 +210,8 @@ def strength_curve(generator: nn.Module, task: Task, *, scorers: Scorers) -> dic
     embeddings = scorers.identity(real) if scorers.identity else None
     curve: dict[float, Row] = {}
     for strength in tqdm(STRENGTHS, unit=" strengths", leave=False, disable=None):
-        images = as_pasted(translate_in_batches(generator, real, strength=strength), real, task.template)
+        fake, shift = edit_in_batches(generator, real, strength=strength)
+        images = as_pasted(fake, real, task.template, shift)
         row = score_success(images, task, scorers=scorers, input_embeddings=embeddings)
         curve[strength] = row | compare_with_inputs(images, real, task.template)
     return curve

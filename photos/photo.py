@@ -65,7 +65,8 @@ class WholeImage:
         """Resize the change, not the image, so that the image's own detail stays sharp."""
         if edit.shift is not None:
             height, width = pixels.shape[:2]
-            pixels[:] = displace(pixels, resize(edit.shift * np.float32([width, height]), height, width))
+            distance = edit.shift * np.array([width, height], np.float32)
+            pixels[:] = displace(pixels, resize(distance, height, width))
         changed = pixels + resize(edit.after - edit.before, *pixels.shape[:2])
         pixels[:] = np.rint(changed, out=changed).clip(0, 255, out=changed)
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -26,8 +27,10 @@ from evaluation.report import check_folder
 from evaluation.scorers import Scorers
 from evaluation.scoring import Domain, Task, warning_of_framing
 from evaluation.validation import Validation, strengths_in
-from photos.crops import paste_mask
-from utils import UserError, image_to_tensor
+from generator_model import moved
+from photos.crops import Edit, paste, paste_mask
+from photos.faces import Face
+from utils import UserError, denormalize, image_to_tensor, tensor_to_image
 from weights.load import BUNDLED_WEIGHTS, load_weights
 
 LANDMARKS = ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.35, 0.7), (0.65, 0.7))
@@ -178,6 +181,21 @@ def test_as_pasted_translations_change_in_the_face_only() -> None:
     pasted = scoring.as_pasted(images, inputs, LANDMARKS)
     assert torch.equal(pasted, torch.from_numpy(paste_mask(64, LANDMARKS)).expand_as(pasted))
     assert scoring.as_pasted(images, inputs, None) is images
+
+
+def test_as_pasted_translations_move_as_photographs_do() -> None:
+    face = Face(np.array(LANDMARKS) * 64, 1.0)
+    photo = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), (0, 0), 3)
+    inputs = image_to_tensor(Image.fromarray(photo))[None]
+    shift = torch.tensor([0.05, -0.03]).view(1, 2, 1, 1).expand(1, 2, 64, 64)
+    before = moved(inputs, shift)
+    images = (before + 0.2).clamp(-1, 1)
+    pasted = np.asarray(tensor_to_image(scoring.as_pasted(images, inputs, LANDMARKS, shift)[0])).astype(int)
+    before_pixels, after_pixels, distance = (
+        x[0].permute(1, 2, 0).numpy() for x in (denormalize(before), denormalize(images), shift)
+    )
+    paste(photo, face, template=LANDMARKS, edit=Edit(before_pixels, after_pixels, distance))
+    assert np.abs(pasted - photo).mean() < 1
 
 
 def test_the_curve_is_plotted(scorers: Scorers, tmp_path: Path) -> None:
