@@ -90,35 +90,21 @@ def paste(image: np.ndarray, face: Face, *, template: Template, edit: Edit) -> N
     right, bottom = np.clip(np.ceil(corners.max(axis=0)), 0, image.shape[1::-1]).astype(int).tolist()
     if right <= left:
         return
+    original, distance = None, None
     if edit.shift is not None:
-        distance = _enlarge((edit.shift * mask * size @ to_image[:2, :2].T).astype(np.float32))
-        to_box = shift(np.array([-left, -top])) @ to_image @ np.diag([1 / UPSCALING, 1 / UPSCALING, 1])
-        _move(image[top:bottom, left:right], distance, to_box)
+        original = image[top:bottom, left:right].copy()
+        distance = _enlarge((edit.shift * mask * size @ to_image[:2, :2].T).astype(np.float32))  # in px of the image
     for row in range(top, bottom, STRIP):
         part = image[row : min(row + STRIP, bottom), left:right]
         to_part = shift(np.array([-left, -row])) @ to_image @ np.diag([1 / UPSCALING, 1 / UPSCALING, 1])
         fit = partial(warp, matrix=to_part, size=part.shape[1::-1], border=cv2.BORDER_CONSTANT,
                       interpolation=cv2.INTER_LINEAR)  # fmt: skip
+        if original is not None and distance is not None:
+            part[:] = displace(original, fit(distance), first_row=row - top)
         replaced = (part - fit(smooth)) * fit(fraction) if smooth is not None and fraction is not None else None
         part[:] = cv2.addWeighted(part, 1, fit(added), 1 / FIXED_POINT, 0, dtype=cv2.CV_8U)  # This rounds and clips.
         if replaced is not None:
             part[:] = np.rint(part - replaced).clip(0, 255)
-
-
-def _move(box: np.ndarray, distance: np.ndarray, to_box: np.ndarray) -> None:
-    """Move the pixels of a part of an image, in place.
-
-    Args:
-        box: (H, W, 3) uint8.
-        distance: (h, w, 2) float32, from how far away each pixel is taken, in px of the box.
-        to_box: the (3, 3) matrix that maps positions in `distance` to positions in the box.
-    """
-    original = box.copy()
-    for row in range(0, len(box), STRIP):
-        part = box[row : row + STRIP]
-        in_strip = warp(distance, shift(np.array([0, -row])) @ to_box, part.shape[1::-1], border=cv2.BORDER_CONSTANT,
-                        interpolation=cv2.INTER_LINEAR)  # fmt: skip
-        part[:] = displace(original, in_strip, first_row=row)
 
 
 def _lost_detail(change: np.ndarray) -> np.ndarray:
