@@ -136,19 +136,22 @@ class Generator(nn.Module):
 
 
 def moved(x: Tensor, shift: Tensor) -> Tensor:
-    """Each pixel is what x shows at a distance of `shift` from it, by bilinear interpolation.
+    """Each pixel is what x shows at a distance of `shift` from it.
+
+    Interpolation is bicubic, because bilinear interpolation softens; on Apple's GPUs, which lack it, bilinear.
 
     Args:
-        x: (N, C, H, W); beyond its border it goes on with the border's pixels.
+        x: (N, C, H, W) in [-1, 1]; beyond its border it goes on with the border's pixels.
         shift: (N, 2, H, W), to the right and down, in sides of x.
 
     Returns:
-        (N, C, H, W).
+        (N, C, H, W) in [-1, 1].
     """
     right, down = ((torch.arange(side, dtype=x.dtype, device=x.device) + 0.5) / side for side in x.shape[:1:-1])
     places = torch.stack(torch.meshgrid(right, down, indexing="xy")) + shift  # (N, 2, H, W), in sides from the corner
     grid = 2 * places.permute(0, 2, 3, 1).nan_to_num() - 1  # At NaN grid_sample's gradient would crash the program.
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    mode = "bilinear" if x.device.type == "mps" else "bicubic"
+    return F.grid_sample(x, grid, mode, padding_mode="border", align_corners=False).clamp(-1, 1)
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:

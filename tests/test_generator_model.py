@@ -163,7 +163,7 @@ def test_an_appearance_flow_learns_from_the_first_step_and_moves_no_further_than
     with torch.no_grad():
         bias[0] = 1e3
         distance = (generator(ramp) - ramp)[0, 0, 0, 10:50] / 1.8 * 63 / 64
-    torch.testing.assert_close(distance, torch.full_like(distance, MAX_SHIFT))
+    torch.testing.assert_close(distance, torch.full_like(distance, MAX_SHIFT), rtol=5e-3, atol=0)  # as bicubic goes
 
 
 def test_what_is_not_a_number_stays_so_and_does_not_crash_the_backward_pass() -> None:
@@ -179,7 +179,7 @@ def test_what_is_not_a_number_stays_so_and_does_not_crash_the_backward_pass() ->
 def test_the_strength_multiplies_shifts_as_well(strength: float) -> None:
     generator = Generator(1, 4, padding="zero", global_skip=True, appearance_flow=True).double()
     nn.init.constant_(generator.get_parameter("flow.bias"), 0.3)
-    x = torch.rand(1, 3, 16, 16, dtype=torch.float64) * 1.8 - 0.9
+    x = torch.rand(1, 3, 16, 16, dtype=torch.float64) * 1.4 - 0.7  # moving may overshoot
     shift = torch.full((1, 2, 16, 16), strength * MAX_SHIFT * math.tanh(0.3), dtype=torch.float64)
     torch.testing.assert_close(edit_at_strength(generator, x, strength)[0], moved(x, shift))
 
