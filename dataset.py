@@ -250,6 +250,8 @@ def resize_short_side(size: int) -> A.BasicTransform:
 class UnpairedDataset(Dataset[Pair]):
     """Pairs of image `index` of the larger domain and a random image of the other, each augmented on its own.
 
+    With `lambda_pair` both have the same index instead, and are augmented alike, so that true pairs stay true.
+
     An item depends only on its key (epoch, index), the configuration and the files, not on the workers that load it.
     """
 
@@ -257,6 +259,7 @@ class UnpairedDataset(Dataset[Pair]):
         self.files_a = files_a
         self.files_b = files_b
         self.seed = config.seed
+        self.paired = config.lambda_pair > 0
         self.augmentation = build_augmentation(config)
 
     def __len__(self) -> int:
@@ -268,6 +271,8 @@ class UnpairedDataset(Dataset[Pair]):
         epoch, index = key
         random_numbers = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3, np.uint64)
         partner, seed_a, seed_b = (int(number) for number in random_numbers)
+        if self.paired:
+            return self._load(self.files_a[index], seed_a), self._load(self.files_b[index], seed_a)
         a_is_larger = len(self.files_a) >= len(self.files_b)
         index_a = index if a_is_larger else partner % len(self.files_a)
         index_b = partner % len(self.files_b) if a_is_larger else index

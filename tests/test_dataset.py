@@ -216,6 +216,15 @@ def test_every_epoch_has_each_image_of_the_larger_folder_once_with_new_partners(
     assert {b for pairs in epochs for _, b in pairs} == set(range(4))
 
 
+def test_pairs_stay_pairs_and_are_augmented_alike(tiny: Tiny, data_dir: Path) -> None:
+    shutil.rmtree(data_dir / "train" / "asian")
+    shutil.copytree(data_dir / "train" / "european", data_dir / "train" / "asian")
+    images = build(tiny(**ALL_AUGMENTATION, lambda_pair=1.0))
+    pairs = [images[epoch, index] for epoch in range(2) for index in range(6)]
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert len({a.numpy().tobytes() for a, _ in pairs}) == 12
+
+
 def test_the_batches_from_any_step_on_are_those_of_the_whole_run() -> None:
     whole = list(EpochBatches(5, 2, seed=1, first_step=0, num_steps=9))
     assert [len(batch) for batch in whole] == [2, 2, 1] * 3

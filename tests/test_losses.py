@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import torch
 
-from training.losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss, r1_penalty
+from training.losses import ImagePool, cycle_loss, discriminator_loss, gan_loss, identity_loss, pair_loss, r1_penalty
 
 
 def test_the_adversarial_loss_is_the_mean_squared_distance_to_one_or_zero() -> None:
@@ -80,8 +80,8 @@ def test_the_gradient_penalty_is_computed_in_full_precision_and_leaves_its_input
     assert not real.requires_grad
 
 
-@pytest.mark.parametrize("loss", [cycle_loss, identity_loss])
-def test_cycle_and_identity_are_mean_absolute_differences(loss: Callable[..., torch.Tensor]) -> None:
+@pytest.mark.parametrize("loss", [cycle_loss, identity_loss, pair_loss])
+def test_cycle_identity_and_pair_loss_are_mean_absolute_differences(loss: Callable[..., torch.Tensor]) -> None:
     assert loss(torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])).item() == pytest.approx(1.0)
 
 

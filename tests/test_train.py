@@ -206,6 +206,20 @@ def test_the_compiled_step_equals_the_reference_step(tiny: Tiny, knobs: dict[str
     assert process.exitcode == 0
 
 
+def test_the_truth_is_an_aim_of_its_own_where_it_is_known(tiny: Tiny) -> None:
+    reals = torch.rand(2, 1, 3, 32, 32) * 2 - 1
+    totals = []
+    for config in (tiny(), tiny(lambda_pair=30.0)):
+        torch.manual_seed(0)
+        reported = train.train_step(CycleGAN(config, CPU), *reals, config=config)
+        totals.append(reported["loss/gen"])
+    assert "loss/pair_a" not in train.train_step(CycleGAN(tiny(), CPU), *reals, config=tiny())
+    distance = (reals[0] - reals[1]).abs().mean()  # new generators return their input
+    torch.testing.assert_close(reported["loss/pair_a"], distance, rtol=0, atol=2e-3)
+    torch.testing.assert_close(reported["loss/pair_b"], distance, rtol=0, atol=2e-3)
+    torch.testing.assert_close(totals[1] - totals[0], 30 * (reported["loss/pair_a"] + reported["loss/pair_b"]))
+
+
 def test_the_step_reports_scores_and_gradient_norms(tiny: Tiny) -> None:
     config = tiny()
     model = CycleGAN(config, CPU)
@@ -726,6 +740,17 @@ def test_true_pairs_are_measured_against_doing_nothing(
     assert "equal names" in capsys.readouterr().err
     (data_dir / "test").rename(data_dir / "elsewhere")  # without a test split nothing is held out
     assert train_here(tiny(run_name="other", paired_test=True)) == 1
+
+
+def test_training_on_pairs_needs_images_of_equal_names(
+    tiny: Tiny, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_here(tiny(max_steps=1, lambda_pair=1.0)) == 1
+    assert "lambda_pair needs training images of equal names in both domains" in capsys.readouterr().err
+    for i in (4, 5):
+        (data_dir / "train" / "european" / f"{i:04d}.png").unlink()
+    assert train_here(tiny(max_steps=1, lambda_pair=1.0)) == 0
+    assert "loss/pair_a" in (Path(tiny().runs_dir) / "tiny" / "metrics.csv").read_text()
 
 
 def test_without_test_images_the_samples_show_training_images(tiny: Tiny, data_dir: Path) -> None:

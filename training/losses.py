@@ -80,6 +80,11 @@ def identity_loss(idt: Tensor, real: Tensor) -> Tensor:
     return F.l1_loss(idt, real)
 
 
+def pair_loss(fake: Tensor, truth: Tensor) -> Tensor:
+    """Where the true translation is known, it is the aim (Isola et al. 2017, Eq. 3): mean |fake - truth|, a scalar."""
+    return F.l1_loss(fake, truth)
+
+
 class ImagePool:
     """A history of translated images, so that a discriminator does not forget old mistakes (paper section 4).
 
