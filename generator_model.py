@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Literal
 
@@ -103,16 +105,18 @@ class Generator(nn.Module):
         return self.edit(x)[0]
 
     def edit(self, x: Tensor, strength: float | Tensor = 1.0) -> tuple[Tensor, Tensor | None]:
-        """Translate images, and tell how their pixels have moved.
+        """Translate images, and tell how their pixels have moved: `predict`, then `apply_to`."""
+        return self.apply_to(x, *self.predict(x), strength)
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the layers say of images.
 
         Args:
             x: (N, 3, H, W) float32 or float64 in [-1, 1]; H and W multiples of 4.
-            strength: a scalar by which the network's outputs are multiplied, shifts included. It means what
-                `edit_at_strength` says only with `global_skip`.
 
         Returns:
-            The translations (N, 3, H, W) in [-1, 1], of x's dtype, also under autocast. And with an appearance flow the
-            shifts (N, 2, H, W) that `moved` applies to x, else None.
+            f(x), (N, 3, H, W). And with an appearance flow the shifts (N, 2, H, W) that `moved` takes, else None. Both
+            are of x's dtype, also under autocast.
 
         Raises:
             ValueError: H or W is not a multiple of 4, so that the output would have another size.
@@ -126,13 +130,31 @@ class Generator(nn.Module):
         shift = None
         if self.flow:
             coarse = MAX_SHIFT * torch.tanh(self.flow(y).to(x.dtype))  # (N, 2, H/4, W/4)
-            shift = strength * F.interpolate(coarse, x.shape[2:], mode="bilinear")  # (N, 2, H, W)
-            x = moved(x, shift)
+            shift = F.interpolate(coarse, x.shape[2:], mode="bilinear")  # (N, 2, H, W)
         y = self.up(y)  # (N, c, H, W)
-        y = strength * self.last(y).to(x.dtype)  # (N, 3, H, W)
+        return self.last(y).to(x.dtype), shift  # (N, 3, H, W)
+
+    def apply_to(
+        self, x: Tensor, change: Tensor, shift: Tensor | None, strength: float | Tensor = 1.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Move and recolour images as `predict` says.
+
+        Args:
+            x: (N, 3, H, W) in [-1, 1].
+            change, shift: what `predict` returns for x.
+            strength: a scalar by which both are multiplied. It means what `edit_at_strength` says only with
+                `global_skip`.
+
+        Returns:
+            The translations (N, 3, H, W) in [-1, 1], and the shifts at this strength; None where nothing moves.
+        """
+        y = strength * change  # (N, 3, H, W)
+        if shift is not None:
+            shift = strength * shift
+            x = moved(x, shift)
         if self.global_skip:
             y = y + torch.atanh(x.clamp(-SKIP_LIMIT, SKIP_LIMIT))
-        return torch.tanh(y), shift  # (N, 3, H, W)
+        return torch.tanh(y), shift
 
 
 def moved(x: Tensor, shift: Tensor) -> Tensor:
@@ -251,11 +273,16 @@ def edit_at_strength(generator: nn.Module, image: Tensor, strength: float) -> tu
     Returns:
         The translations (N, 3, H, W) in [-1, 1], and the shifts (N, 2, H, W) in sides; None where nothing moves.
     """
-    if strength == 0:
-        return image, None
+    return edits_of(generator, image)(strength) if strength else (image, None)
+
+
+def edits_of(generator: nn.Module, image: Tensor) -> Callable[[float], tuple[Tensor, Tensor | None]]:
+    """`edit_at_strength` as a function of the strength alone: the generator runs once for all strengths."""
     if isinstance(generator, Generator) and generator.flow:
-        return generator.edit(image, strength)
-    return blend(image, generator(image).to(image.dtype), strength), None
+        apply = partial(generator.apply_to, image, *generator.predict(image))
+        return lambda strength: apply(strength) if strength else (image, None)
+    translation = generator(image).to(image.dtype)
+    return lambda strength: (blend(image, translation, strength), None)
 
 
 def blend(image: Tensor, translation: Tensor, strength: float) -> Tensor:

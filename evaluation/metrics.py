@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generator_model import edit_at_strength
+from generator_model import edits_of
 from utils import denormalize
 
 # SSIM as Wang et al. 2004 define it (section III B and C).
@@ -33,16 +34,29 @@ def translate_in_batches(generator: nn.Module, images: Tensor, *, batch_size: in
     return edit_in_batches(generator, images, batch_size=batch_size)[0]
 
 
-@torch.no_grad()
 def edit_in_batches(
     generator: nn.Module, images: Tensor, *, strength: float = 1.0, batch_size: int = 8
 ) -> tuple[Tensor, Tensor | None]:
     """`generator_model.edit_at_strength` of (N, 3, H, W) images, `batch_size` at a time, on the images' device."""
+    return edits_in_batches(generator, images, batch_size=batch_size)(strength)
+
+
+@torch.no_grad()
+def edits_in_batches(
+    generator: nn.Module, images: Tensor, *, batch_size: int = 8
+) -> Callable[[float], tuple[Tensor, Tensor | None]]:
+    """`edit_in_batches` as a function of the strength alone: the generator runs once for all strengths."""
     device = next(generator.parameters()).device
-    edits = [edit_at_strength(generator, batch.to(device), strength) for batch in torch.split(images, batch_size)]
-    translated = torch.cat([fake.to(images.device) for fake, _ in edits])
-    shifts = [shift.to(images.device) for _, shift in edits if shift is not None]
-    return translated, torch.cat(shifts) if shifts else None
+    edits_of_batches = [edits_of(generator, batch.to(device)) for batch in torch.split(images, batch_size)]
+
+    @torch.no_grad()
+    def edit(strength: float) -> tuple[Tensor, Tensor | None]:
+        edits = [edit_batch(strength) for edit_batch in edits_of_batches]
+        translated = torch.cat([fake.to(images.device) for fake, _ in edits])
+        shifts = [shift.to(images.device) for _, shift in edits if shift is not None]
+        return translated, torch.cat(shifts) if shifts else None
+
+    return edit
 
 
 def paired_report(

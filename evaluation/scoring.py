@@ -18,7 +18,7 @@ from evaluation.metrics import (
     absolute_errors,
     bootstrap,
     change_outside,
-    edit_in_batches,
+    edits_in_batches,
     kernel_distance,
     rank_one,
     sharpness,
@@ -209,8 +209,9 @@ def strength_curve(generator: nn.Module, task: Task, *, scorers: Scorers) -> dic
     real = task.source.test
     embeddings = scorers.identity(real) if scorers.identity else None
     curve: dict[float, Row] = {}
+    edit = edits_in_batches(generator, real)
     for strength in tqdm(STRENGTHS, unit=" strengths", leave=False, disable=None):
-        fake, shift = edit_in_batches(generator, real, strength=strength)
+        fake, shift = edit(strength)
         images = as_pasted(fake, real, task.template, shift)
         row = score_success(images, task, scorers=scorers, input_embeddings=embeddings)
         curve[strength] = row | compare_with_inputs(images, real, task.template)

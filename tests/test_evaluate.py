@@ -27,7 +27,7 @@ from evaluation.report import check_folder
 from evaluation.scorers import Scorers
 from evaluation.scoring import Domain, Task, warning_of_framing
 from evaluation.validation import Validation, strengths_in
-from generator_model import moved
+from generator_model import Generator, moved
 from photos.crops import Edit, paste, paste_mask
 from photos.faces import Face
 from utils import UserError, denormalize, image_to_tensor, tensor_to_image
@@ -174,6 +174,16 @@ def test_the_curve_scores_weaker_and_stronger_translations(scorers_with_identity
     best = scoring.best_strength(curve)
     assert curve[best]["joint"].value == max(row["joint"].value for row in curve.values())
     assert all(row["joint"].value < curve[best]["joint"].value for strength, row in curve.items() if strength < best)
+
+
+@pytest.mark.parametrize("appearance_flow", [False, True])
+def test_the_curve_runs_the_generator_once_over_the_images(appearance_flow: bool, scorers: Scorers) -> None:
+    dark, bright = dark_and_bright()
+    generator = Generator(1, 4, padding="zero", global_skip=True, appearance_flow=appearance_flow)
+    runs: list[int] = []
+    generator.stem.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
+    scoring.strength_curve(generator, Task("ab", dark, bright, paired=False), scorers=scorers)
+    assert sum(runs) == len(dark.test)
 
 
 def test_as_pasted_translations_change_in_the_face_only() -> None:
