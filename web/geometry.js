@@ -36,6 +36,8 @@ export function mean(points) {
   return [sum[0] / points.length, sum[1] / points.length];
 }
 
+export const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+
 export const distance = ([x, y], [u, v]) => Math.hypot(x - u, y - v);
 
 /** The similarity that maps points to others with the least squared error (Umeyama 1991). */
@@ -60,6 +62,11 @@ export function quarterTurnsBack(count, { width, height }) {
 
 export function emptyImage(width, height, like) {
   return { data: new like.data.constructor(4 * width * height), width, height };
+}
+
+/** An image of floating-point numbers, each computed from a value of another image and its index. */
+export function map(image, compute) {
+  return { data: Float32Array.from(image.data, compute), width: image.width, height: image.height };
 }
 
 /** A part of an image. */
@@ -110,9 +117,9 @@ export function warpAffine(image, matrix, [width, height], { cubic = false, repl
 }
 
 /** An image in which each pixel is what another shows at a distance from it: the first two values of `distance`, px. */
-export function displace(image, distance, { cubic = false } = {}) {
+export function displace(image, distance) {
   const result = emptyImage(image.width, image.height, image);
-  const sample = sampler(image, { cubic, replicate: true });
+  const sample = sampler(image, { cubic: true, replicate: true });
   for (let y = 0, i = 0; y < image.height; y++) {
     for (let x = 0; x < image.width; x++, i += 4) {
       result.data.set(sample(x + 0.5 + distance.data[i], y + 0.5 + distance.data[i + 1]), i);

@@ -1,7 +1,7 @@
 // Align faces to the crops that a generator was trained on, and paste the translated crops back: the counterpart of
 // photos/crops.py, whose names and numbers these are.
 
-import { chain, crop, displace, emptyImage, inverse, shift, similarity, stretch, transform, warp, warpAffine } from "./geometry.js";
+import { chain, clamp, crop, displace, emptyImage, inverse, map, shift, similarity, stretch, transform, warp, warpAffine } from "./geometry.js";
 
 const FACE_CENTRE = 0.45;
 const FACE_HEIGHT = 1.4;
@@ -15,7 +15,6 @@ const DETAIL_STAYS = 15;
 const DETAIL_GOES = 60;
 
 const inCrop = (template, size) => template.map(([x, y]) => [x * size, y * size]);
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 /** Cut out the crop around a face, `size` px wide, in which its landmarks lie where the template has them. */
 export function align(image, face, template, size) {
@@ -42,7 +41,7 @@ export function paste(image, face, template, { before, after, shift: moved }) {
       const [x, y] = moved.data.subarray(i - (i % 4), i - (i % 4) + 2);
       return mask[i >> 2] * [a * x + b * y, c * x + d * y, 0, 0][i % 4];
     });
-    own.data.set(displace(own, { ...own, data: fit(turned) }, { cubic: true }).data);
+    own.data.set(displace(own, { ...own, data: fit(turned) }).data);
   }
   const [added, smooth, fraction] = [fit(change), fit(map(before, (value) => value)), fit(lostDetail(change))];
   for (let y = top, i = 0; y < bottom; y++) {
@@ -59,11 +58,6 @@ export function paste(image, face, template, { before, after, shift: moved }) {
 
 function span(values, side) {
   return [clamp(Math.floor(Math.min(...values)), 0, side), clamp(Math.ceil(Math.max(...values)), 0, side)];
-}
-
-/** An image of floating-point numbers, each computed from a value of another image and its index. */
-function map(image, compute) {
-  return { data: Float32Array.from(image.data, compute), width: image.width, height: image.height };
 }
 
 /** The fraction of the image's own detail that a change replaces, 0 to 1. */

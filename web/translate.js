@@ -1,21 +1,12 @@
 // Translate the faces in a photograph: the counterpart of photos/translator.py.
 
 import { findFaces } from "./detect.js";
-import { displace } from "./geometry.js";
+import { clamp, displace, map } from "./geometry.js";
 import { align, paste } from "./paste.js";
 import { openDetector } from "./yunet.js";
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 
 ort.env.wasm.numThreads = 1; // Threads need headers that a plain web server does not send.
-
-/** An image in which the first values of each pixel are computed from its number and theirs; the others stay. */
-function fill(image, compute, numValues) {
-  const data = image.data.slice();
-  for (let i = 0; i < data.length / 4; i++) {
-    for (let k = 0; k < numValues; k++) data[4 * i + k] = compute(i, k);
-  }
-  return { ...image, data };
-}
 
 export class Translator {
   /** Read what the models are, and the face detector; the generators are read when they are needed. */
@@ -57,10 +48,11 @@ export class Translator {
     const image = new ort.Tensor("float32", planes, [1, 3, crop.height, crop.width]);
     const inputs = { image, strength: new ort.Tensor("float32", [strength], []) };
     const { translation, shift: moved } = await this.sessions[direction].run(inputs);
-    const pixels = { ...crop, data: Float32Array.from(crop.data) };
-    const after = fill(pixels, (i, k) => (translation.data[k * numPixels + i] + 1) * 127.5, 3);
-    if (!moved) return { before: pixels, after };
-    const shift = fill(pixels, (i, k) => moved.data[k * numPixels + i] * (k ? crop.height : crop.width), 2);
-    return { before: displace(pixels, shift), after, shift };
+    const of = (planes, i) => planes.data[(i % 4) * numPixels + (i >> 2)];
+    const after = map(crop, (value, i) => (i % 4 < 3 ? (of(translation, i) + 1) * 127.5 : value));
+    if (!moved) return { before: map(crop, (value) => value), after };
+    const shift = map(crop, (_, i) => (i % 4 < 2 ? of(moved, i) * [crop.width, crop.height][i % 4] : 0));
+    const before = map(displace(map(crop, (value) => value), shift), (value) => clamp(value, 0, 255));
+    return { before, after, shift };
   }
 }
