@@ -101,11 +101,12 @@ def _only_source(sources: Sequence[Path], out: Path) -> Path:
 def _checked(jobs: Sequence[Job]) -> list[Job]:
     """Jobs that harm neither a source nor each other, each of them once."""
     sources = {_identity(source): source for source, _ in jobs}
-    job_of: dict[str, Job] = {}  # The first job that writes each file: links give one file several names.
+    job_of: dict[str, Job] = {}  # The first job that writes each file: links, and case, give one file several names.
     for source, target in jobs:
         if overwritten := sources.get(_identity(target)):
             raise UserError(f"{printable(overwritten)} would be overwritten: choose another folder with --out")
-        other, first_target = job_of.setdefault(os.path.realpath(target), (source, target))
+        real = os.path.realpath(target)
+        other, first_target = job_of.setdefault(real.casefold() if _ignores_case(real) else real, (source, target))
         if other != source and _identity(other) != _identity(source):
             raise UserError(
                 f"{printable(other)} and {printable(source)} would both become {printable(first_target)}\n"
@@ -122,6 +123,13 @@ def _identity(path: Path) -> object:
     except OSError:  # There is no such file, and so no other name for it.
         return real
     return status.st_dev, status.st_ino
+
+
+def _ignores_case(path: str) -> bool:
+    """Whether names that differ only in case are one, as on most disks of macOS and Windows, where a path will be."""
+    folder = next(parent for parent in Path(path).parents if parent.exists())
+    other = folder.with_name(folder.name.swapcase()) if folder.name else folder
+    return other.name != folder.name and other.exists() and os.path.samefile(folder, other)
 
 
 def is_video(path: Path) -> bool:

@@ -358,3 +358,16 @@ def test_two_results_are_not_written_to_one_file_through_a_link_in_the_results(t
     (tmp_path / "out" / "y").symlink_to("x")
     with pytest.raises(UserError, match=r"x.face\.png and .*y.face\.png would both become"):
         find_jobs([tmp_path / "photos"], tmp_path / "out")
+
+
+def test_two_results_are_not_written_to_one_file_where_case_makes_no_difference(tmp_path: Path) -> None:
+    sources = [tmp_path / "x" / "face.png", tmp_path / "y" / "Face.png"]
+    for source in sources:
+        source.parent.mkdir()
+        make_image(0).save(source)
+    (tmp_path / "out").mkdir()
+    assert len(find_jobs(sources, tmp_path / "out")[0]) == 2
+    if not (tmp_path / "OUT").exists():
+        (tmp_path / "OUT").symlink_to("out")  # now both names are one folder, as on a disk that ignores case
+    with pytest.raises(UserError, match=r"x.face\.png and .*y.Face\.png would both become"):
+        find_jobs(sources, tmp_path / "out")
