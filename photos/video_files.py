@@ -136,7 +136,7 @@ def missing_seconds(video: Any, end: float, *, num_damaged: int) -> float:
     """How much of a video is missing at its end: a file that was cut off still states the length that it had.
 
     Args:
-        video: the track. Matroska states its length in a text, AVI its number of frames.
+        video: the track. Matroska states its length in a text, AVI its number of frames, Flash Video that of the file.
         end: when the last frame that could be read ends, s.
         num_damaged: how many frames are known to be lost, which may be the last ones.
 
@@ -149,6 +149,8 @@ def missing_seconds(video: Any, end: float, *, num_damaged: int) -> float:
         stated = 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
     elif video.container.format.name == "avi" and rate:
         stated = video.frames / rate
+    elif video.container.format.name == "flv":
+        stated = (video.container.duration or 0) / 1e6
     missing = stated - end
     return missing if rate and missing > (num_damaged + 1.5) / rate else 0.0
 
