@@ -133,6 +133,7 @@ def textbook_terms(config: Config, *, r1_gamma: float) -> Terms:
     return Terms(
         lambda_cycle=config.lambda_cycle,
         lambda_identity=config.lambda_identity,
+        lambda_pair=config.lambda_pair,
         sigmoid=config.gan_sigmoid,
         disc_first=config.disc_first,
         logistic=config.gan_loss == "logistic",

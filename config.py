@@ -88,7 +88,7 @@ class Losses:
 
     lambda_cycle: Weight = 5.0  # weight of the cycle loss; higher keeps more of the person (paper 10)
     lambda_identity: Weight = 0.0  # weight of the identity loss as a multiple of lambda_cycle (paper 0.5)
-    lambda_pair: Weight = 0.0  # weight of the error to the truth; above 0, images of equal names must be true pairs
+    lambda_pair: Weight = 0.0  # weight of the error to the truth; above 0, each training image needs its pair (paper 0)
     identity_epochs: Count = 0  # epochs over which the identity loss falls linearly to zero; 0: it stays (paper)
     diff_augment: Literal["none", "geometry", "all"] = "none"  # augment the discriminators' inputs (Zhao et al. 2020)
     disc_blur: Blur = 1.0  # in half the steps blur the discriminators' inputs, with a sigma of up to this, px (paper 0)

@@ -250,7 +250,8 @@ def resize_short_side(size: int) -> A.BasicTransform:
 class UnpairedDataset(Dataset[Pair]):
     """Pairs of image `index` of the larger domain and a random image of the other, each augmented on its own.
 
-    With `lambda_pair` both have the same index instead, and are augmented alike, so that true pairs stay true.
+    With `lambda_pair` both have the same index instead, and are augmented alike, so that true pairs of equal shape stay
+    true; UserError if an image has no pair of its name.
 
     An item depends only on its key (epoch, index), the configuration and the files, not on the workers that load it.
     """
@@ -260,6 +261,8 @@ class UnpairedDataset(Dataset[Pair]):
         self.files_b = files_b
         self.seed = config.seed
         self.paired = config.lambda_pair > 0
+        if self.paired:
+            _check_pairs(files_a, files_b)
         self.augmentation = build_augmentation(config)
 
     def __len__(self) -> int:
@@ -271,11 +274,11 @@ class UnpairedDataset(Dataset[Pair]):
         epoch, index = key
         random_numbers = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3, np.uint64)
         partner, seed_a, seed_b = (int(number) for number in random_numbers)
-        if self.paired:
-            return self._load(self.files_a[index], seed_a), self._load(self.files_b[index], seed_a)
         a_is_larger = len(self.files_a) >= len(self.files_b)
         index_a = index if a_is_larger else partner % len(self.files_a)
         index_b = partner % len(self.files_b) if a_is_larger else index
+        if self.paired:
+            index_b, seed_b = index_a, seed_a
         return self._load(self.files_a[index_a], seed_a), self._load(self.files_b[index_b], seed_b)
 
     def _load(self, file: Path, seed: int) -> Tensor:
@@ -286,6 +289,17 @@ class UnpairedDataset(Dataset[Pair]):
         except (OSError, ValueError, SyntaxError) as error:  # The file was readable at the start of the run.
             raise OSError(f"{printable(file)} can no longer be read: {error}") from error
         return image_to_pixels(self.augmentation(image=pixels)["image"])
+
+
+def _check_pairs(files_a: Sequence[Path], files_b: Sequence[Path]) -> None:
+    names_a, names_b = ([file.name for file in files] for files in (files_a, files_b))
+    if names_a != names_b:
+        alone = sorted(set(names_a) ^ set(names_b))
+        found = f"; {printable(alone[0])} is in one of them only" if alone else ""
+        raise UserError(
+            f"lambda_pair needs training images of equal names in both domains{found}\n"
+            "if the images are not pairs, leave out --lambda-pair"
+        )
 
 
 def count_steps_per_epoch(num_items: int, batch_size: int, num_processes: int = 1) -> int:

@@ -113,7 +113,7 @@ def update_generators(
     m, (real_a, real_b) = model, reals
     adversarial = partial(gan_loss, kind=config.gan_loss, sigmoid=config.gan_sigmoid)
     identity_weight = identity_share * config.lambda_cycle * config.lambda_identity
-    pair_terms: dict[str, Tensor] = {}
+    pair_a = pair_b = real_a.new_zeros(())
     set_discriminators_trainable(m, False)
     m.opt_gen.zero_grad()
 
@@ -123,10 +123,9 @@ def update_generators(
         gan_ab = adversarial(m.disc_b(augment(fake_b)), real=True)  # paper Eq. 1 for G and D_Y
         rec_a = m.gen_ba(fake_b)  # F(G(x))
         cycle_a = cycle_loss(rec_a, real_a)  # paper Eq. 2, forward cycle
-        loss_ab = gan_ab + config.lambda_cycle * cycle_a
-        if config.lambda_pair:  # the paper has no pairs
-            pair_terms["pair_b"] = pair_loss(fake_b, real_b)
-            loss_ab = loss_ab + config.lambda_pair * pair_terms["pair_b"]
+        if config.lambda_pair:  # real_b is the true translation of real_a; the paper has no such pairs
+            pair_b = pair_loss(fake_b, real_b)
+        loss_ab = gan_ab + config.lambda_cycle * cycle_a + config.lambda_pair * pair_b
     backward(loss_ab)
 
     # Translate b to a and back: fool the discriminator of a, and reproduce the original.
@@ -135,10 +134,9 @@ def update_generators(
         gan_ba = adversarial(m.disc_a(augment(fake_a)), real=True)  # paper Eq. 1 for F and D_X
         rec_b = m.gen_ab(fake_a)  # G(F(y))
         cycle_b = cycle_loss(rec_b, real_b)  # paper Eq. 2, backward cycle
-        loss_ba = gan_ba + config.lambda_cycle * cycle_b
         if config.lambda_pair:
-            pair_terms["pair_a"] = pair_loss(fake_a, real_a)
-            loss_ba = loss_ba + config.lambda_pair * pair_terms["pair_a"]
+            pair_a = pair_loss(fake_a, real_a)
+        loss_ba = gan_ba + config.lambda_cycle * cycle_b + config.lambda_pair * pair_a
     backward(loss_ba)
 
     # Leave images that are already in the target domain unchanged.
@@ -153,7 +151,7 @@ def update_generators(
     # Begin to step both generators along the gradients that have added up; the total is for the report.
     total = loss_ab + loss_ba + loss_identity  # paper Eq. 3
     terms = {"gan_ab": gan_ab, "gan_ba": gan_ba, "cycle_a": cycle_a, "cycle_b": cycle_b, "identity_a": identity_a,
-             "identity_b": identity_b, **pair_terms}  # fmt: skip
+             "identity_b": identity_b, "pair_a": pair_a, "pair_b": pair_b}  # fmt: skip
     return (fake_a, fake_b), begin_step(m.opt_gen, total, name="gen", terms=terms)
 
 
@@ -326,23 +324,13 @@ def find_data(config: Config) -> tuple[Folders, Folders]:
     if Path(config.data_dir) == Path(PRESETS["demo"].data_dir) and not Path(config.data_dir).exists():
         unpack_demo_faces(Path(config.data_dir))
     training, test = training_images(config), find_images(config, "test")
-    if config.lambda_pair and not are_pairs(training):
-        raise UserError(
-            f"lambda_pair needs training images of equal names in both domains of {printable(config.data_dir)}\n"
-            "for images that are not pairs, leave out --lambda-pair"
-        )
-    if config.paired_test and not are_pairs(test):
+    names_a, names_b = ([file.relative_to(folder.path) for file in folder.files] for folder in test)
+    if config.paired_test and (names_a != names_b or not names_a):
         raise UserError(
             f"paired_test needs test images of equal names in both domains of {printable(config.data_dir)}\n"
             "check them with python check_data.py, or leave out --paired-test"
         )
-    return training, test if all(folder.files for folder in test) else training
-
-
-def are_pairs(folders: Folders) -> bool:
-    """Whether there are images, and each has one of the same name in the other domain."""
-    names_a, names_b = ([file.relative_to(folder.path) for file in folder.files] for folder in folders)
-    return names_a == names_b != []
+    return training, test if names_a and names_b else training
 
 
 def load_samples(samples: Folders, config: Config) -> tuple[Tensor, Tensor]:

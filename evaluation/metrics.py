@@ -45,7 +45,10 @@ def edit_in_batches(
 def edits_in_batches(
     generator: nn.Module, images: Tensor, *, batch_size: int = 8
 ) -> Callable[[float], tuple[Tensor, Tensor | None]]:
-    """`edit_in_batches` as a function of the strength alone: the generator runs once for all strengths."""
+    """`edit_in_batches` as a function of the strength alone: the generator runs once for all strengths.
+
+    What it has predicted stays on its device, with an appearance flow 20 bytes a pixel of `images`.
+    """
     device = next(generator.parameters()).device
     edits_of_batches = [edits_of(generator, batch.to(device)) for batch in torch.split(images, batch_size)]
 

@@ -126,10 +126,15 @@ def _identity(path: Path) -> object:
 
 
 def _ignores_case(path: str) -> bool:
-    """Whether names that differ only in case are one, as on most disks of macOS and Windows, where a path will be."""
-    folder = next(parent for parent in Path(path).parents if parent.exists())
-    other = folder.with_name(folder.name.swapcase()) if folder.name else folder
-    return other.name != folder.name and other.exists() and os.path.samefile(folder, other)
+    """Whether the disk that a path will be on takes names that differ only in case for one, as macOS and Windows do.
+
+    The names of the folders above tell, down to the nearest that exists and has a letter in its name.
+    """
+    for folder in Path(path).parents:
+        other = folder.parent / folder.name.swapcase()
+        if other.name != folder.name and folder.exists():
+            return other.exists() and os.path.samefile(folder, other)
+    return False
 
 
 def is_video(path: Path) -> bool:

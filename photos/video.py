@@ -191,11 +191,13 @@ def _convert(
     video = find_video(reader)
     track = add_encoder(writer, video, frames.look)
     copies = {index: add_copy(writer, reader.streams[index]) for index in copied}
+    others_end = 0.0
     with tqdm(total=video.frames or None, desc=name, unit=" frames", leave=False, disable=None) as bar:
         for part in read_parts(reader, video, *(reader.streams[index] for index in copied)):
             if isinstance(part, Exception):
                 report.num_damaged += 1
             elif isinstance(part, av.Packet):
+                others_end = max(others_end, float(((part.pts or 0) + (part.duration or 0)) * (part.time_base or 0)))
                 part.stream = copies[part.stream_index]
                 try:
                     writer.mux(part)
@@ -209,5 +211,5 @@ def _convert(
         if report.num_frames == 1:  # libx265 does not set when a lone frame is to be decoded.
             packet.dts = packet.pts
         writer.mux(packet)
-    if missing := missing_seconds(video, frames.end, num_damaged=report.num_damaged):
+    if missing := missing_seconds(video, frames.end, others_end=others_end, num_damaged=report.num_damaged):
         report.left_out.append(f"the last {missing:.1f} s, which the file lacks")

@@ -132,17 +132,20 @@ def _decode(video: Any, packet: Any, stamps: deque[int | None]) -> tuple[list[An
     return frames, []
 
 
-def missing_seconds(video: Any, end: float, *, num_damaged: int) -> float:
+def missing_seconds(video: Any, end: float, *, others_end: float, num_damaged: int) -> float:
     """How much of a video is missing at its end: a file that was cut off still states the length that it had.
 
     Args:
         video: the track. Matroska states its length in a text, AVI its number of frames, Flash Video that of the file.
         end: when the last frame that could be read ends, s.
+        others_end: when the last packet of the other tracks ends, s.
         num_damaged: how many frames are known to be lost, which may be the last ones.
 
     Returns:
         The seconds that are missing; 0 if that is no more than a frame, or if the file does not state its length.
     """
+    import av
+
     rate = float(video.average_rate or video.guessed_rate or 0)
     stated = 0.0
     if match := STATED_LENGTH.fullmatch(video.metadata.get("DURATION", "")):
@@ -150,7 +153,7 @@ def missing_seconds(video: Any, end: float, *, num_damaged: int) -> float:
     elif video.container.format.name == "avi" and rate:
         stated = video.frames / rate
     elif video.container.format.name == "flv":
-        stated = (video.container.duration or 0) / 1e6
+        stated, end = (video.container.duration or 0) / av.time_base, max(end, others_end)
     missing = stated - end
     return missing if rate and missing > (num_damaged + 1.5) / rate else 0.0
 

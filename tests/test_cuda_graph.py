@@ -26,7 +26,8 @@ from training.draws import Tape, drawn
 from training.model import CycleGAN
 
 Images = tuple[Tensor, Tensor]
-AUGMENTED: dict[str, Any] = {"diff_augment": "all", "spectral_norm": True, "lambda_identity": 0.5}
+AUGMENTED: dict[str, Any] = {"diff_augment": "all", "spectral_norm": True, "lambda_identity": 0.5,
+                             "lambda_pair": 1.0}  # fmt: skip
 KNOBS = {name: replace(config, image_size=32, base_channels=4, num_residuals=1) for name, config in PRESETS.items()}
 KNOBS["augmented"] = replace(KNOBS["default"], **AUGMENTED)
 HOST_READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "lift_fresh")

@@ -121,6 +121,8 @@ def difference(ours: torch.nn.Module, theirs: torch.nn.Module, tolerance: float)
         {**OLD, "r1_gamma": 1.0},
         {**OLD, "source_negatives": True, "disc_blur": 1.0},
         {**OLD, "gan_loss": "logistic", "disc_global": True},
+        {"lambda_pair": 30.0},
+        {**OLD, "disc_first": True, "global_skip": False, "lambda_pair": 30.0},
     ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -204,20 +206,6 @@ def test_the_compiled_step_equals_the_reference_step(tiny: Tiny, knobs: dict[str
     process.start()  # on its own: the compiler leaves threads that later tests' forks would not survive
     process.join()
     assert process.exitcode == 0
-
-
-def test_the_truth_is_an_aim_of_its_own_where_it_is_known(tiny: Tiny) -> None:
-    reals = torch.rand(2, 1, 3, 32, 32) * 2 - 1
-    totals = []
-    for config in (tiny(), tiny(lambda_pair=30.0)):
-        torch.manual_seed(0)
-        reported = train.train_step(CycleGAN(config, CPU), *reals, config=config)
-        totals.append(reported["loss/gen"])
-    assert "loss/pair_a" not in train.train_step(CycleGAN(tiny(), CPU), *reals, config=tiny())
-    distance = (reals[0] - reals[1]).abs().mean()  # new generators return their input
-    torch.testing.assert_close(reported["loss/pair_a"], distance, rtol=0, atol=2e-3)
-    torch.testing.assert_close(reported["loss/pair_b"], distance, rtol=0, atol=2e-3)
-    torch.testing.assert_close(totals[1] - totals[0], 30 * (reported["loss/pair_a"] + reported["loss/pair_b"]))
 
 
 def test_the_step_reports_scores_and_gradient_norms(tiny: Tiny) -> None:
@@ -682,8 +670,8 @@ def test_a_run_writes_what_the_readme_promises(tiny: Tiny) -> None:
     with open(run / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(2, 25, 2))
-    names = {f"loss/{name}" for name in ("gen", "gan_ab", "gan_ba", "cycle_a", "cycle_b", "identity_a", "identity_b",
-                                         "disc", "disc_a", "disc_b")}  # fmt: skip
+    names = {f"loss/{name}" for name in ("gen", "gan_ab", "gan_ba", "cycle_a", "cycle_b", "pair_a", "pair_b",
+                                         "identity_a", "identity_b", "disc", "disc_a", "disc_b")}  # fmt: skip
     names |= {f"score/{name}" for name in ("real_a", "fake_a", "real_b", "fake_b")}
     names |= {"grad_norm/gen", "grad_norm/disc", "learning_rate", "images_per_second", "step"}
     assert rows[0].keys() == names
@@ -746,11 +734,10 @@ def test_training_on_pairs_needs_images_of_equal_names(
     tiny: Tiny, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train_here(tiny(max_steps=1, lambda_pair=1.0)) == 1
-    assert "lambda_pair needs training images of equal names in both domains" in capsys.readouterr().err
+    assert "equal names in both domains; 0004.png is in one of them only" in capsys.readouterr().err
     for i in (4, 5):
         (data_dir / "train" / "european" / f"{i:04d}.png").unlink()
     assert train_here(tiny(max_steps=1, lambda_pair=1.0)) == 0
-    assert "loss/pair_a" in (Path(tiny().runs_dir) / "tiny" / "metrics.csv").read_text()
 
 
 def test_without_test_images_the_samples_show_training_images(tiny: Tiny, data_dir: Path) -> None:

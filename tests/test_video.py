@@ -349,7 +349,15 @@ def test_a_file_that_was_cut_off_says_how_much_of_it_is_missing(name: str, codec
     report = translate_video(path, tmp_path / "b.mkv", change=lambda pixels: pixels)
     missing = re.search(r"the last (\d\.\d) s, which the file lacks", str(report))
     assert missing
-    assert float(missing[1]) == pytest.approx((50 - report.num_frames - report.num_damaged) / 25, abs=0.11)
+    lost = 50 - report.num_frames - report.num_damaged
+    assert float(missing[1]) == pytest.approx(lost / 25, abs=0.11)  # two frames, and rounding to a digit
+
+
+def test_sound_that_goes_on_after_the_last_frame_is_no_missing_end(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.flv", "flv1", times=range(2), sounds=["aac"])
+    with av.open(str(path)) as reader:
+        assert reader.duration / av.time_base > 2 * 2 / 25
+    assert str(translate_video(path, tmp_path / "b.mkv", change=lambda pixels: pixels)) == ""
 
 
 @pytest.mark.parametrize("name", ["b.mkv", "b.mp4"])

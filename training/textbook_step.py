@@ -31,6 +31,7 @@ class Terms:
     Attributes:
         lambda_cycle: the weight of the cycle loss.
         lambda_identity: the weight of the identity loss, relative to `lambda_cycle`.
+        lambda_pair: the weight of the distance from the other image, which is the true translation.
         sigmoid: apply a sigmoid to the discriminators' scores before the squared error.
         disc_first: update the discriminators before the generators.
         logistic: the cross-entropy of the scores in place of their squared error.
@@ -41,6 +42,7 @@ class Terms:
 
     lambda_cycle: float = 10.0
     lambda_identity: float = 0.5
+    lambda_pair: float = 0.0
     sigmoid: bool = False
     disc_first: bool = False
     logistic: bool = False
@@ -95,6 +97,10 @@ def textbook_step(textbook: Textbook, real_a: Tensor, real_b: Tensor, *, terms: 
         if terms.lambda_identity > 0:
             losses["identity_b"] = (nets["gen_ab"](real_b) - real_b).abs().mean()
             losses["identity_a"] = (nets["gen_ba"](real_a) - real_a).abs().mean()
+        losses["pair_b"] = losses["pair_a"] = real_a.new_zeros(())
+        if terms.lambda_pair > 0:
+            losses["pair_b"] = (fake_b - real_b).abs().mean()
+            losses["pair_a"] = (fake_a - real_a).abs().mean()
         losses["gan_ab"] = terms.distance(nets["disc_b"](blurred(fake_b)), 1)
         losses["gan_ba"] = terms.distance(nets["disc_a"](blurred(fake_a)), 1)
         losses["cycle_a"] = (rec_a - real_a).abs().mean()
@@ -106,6 +112,8 @@ def textbook_step(textbook: Textbook, real_a: Tensor, real_b: Tensor, *, terms: 
             + terms.lambda_cycle * losses["cycle_b"]
             + terms.lambda_cycle * terms.lambda_identity * losses["identity_a"]
             + terms.lambda_cycle * terms.lambda_identity * losses["identity_b"]
+            + terms.lambda_pair * losses["pair_a"]
+            + terms.lambda_pair * losses["pair_b"]
         )
         textbook.opt_gen.zero_grad()
         losses["gen"].backward()  # type: ignore[no-untyped-call]

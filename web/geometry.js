@@ -99,8 +99,8 @@ export function warp(image, matrix, size, options) {
 }
 
 function range(values, margin, side) {
-  const low = Math.min(Math.max(Math.floor(Math.min(...values) - margin), 0), side - 1);
-  return [low, Math.min(Math.max(Math.ceil(Math.max(...values) + margin), low + 1), side)];
+  const low = clamp(Math.floor(Math.min(...values) - margin), 0, side - 1);
+  return [low, clamp(Math.ceil(Math.max(...values) + margin), low + 1, side)];
 }
 
 /** Apply a matrix to an image; `replicate` repeats the border's pixels outside of it, where there is black without. */

@@ -48,11 +48,11 @@ export class Translator {
     const image = new ort.Tensor("float32", planes, [1, 3, crop.height, crop.width]);
     const inputs = { image, strength: new ort.Tensor("float32", [strength], []) };
     const { translation, shift: moved } = await this.sessions[direction].run(inputs);
-    const of = (planes, i) => planes.data[(i % 4) * numPixels + (i >> 2)];
-    const after = map(crop, (value, i) => (i % 4 < 3 ? (of(translation, i) + 1) * 127.5 : value));
-    if (!moved) return { before: map(crop, (value) => value), after };
-    const shift = map(crop, (_, i) => (i % 4 < 2 ? of(moved, i) * [crop.width, crop.height][i % 4] : 0));
-    const before = map(displace(map(crop, (value) => value), shift), (value) => clamp(value, 0, 255));
-    return { before, after, shift };
+    const output = (planes, i) => planes.data[(i % 4) * numPixels + (i >> 2)]; // for the value at i of an image
+    const pixels = map(crop, (value) => value);
+    const after = map(crop, (value, i) => (i % 4 < 3 ? (output(translation, i) + 1) * 127.5 : value));
+    if (!moved) return { before: pixels, after };
+    const shift = map(crop, (_, i) => (i % 4 < 2 ? output(moved, i) * [crop.width, crop.height][i % 4] : 0));
+    return { before: map(displace(pixels, shift), (value) => clamp(value, 0, 255)), after, shift };
   }
 }
