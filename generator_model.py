@@ -109,7 +109,7 @@ class Generator(nn.Module):
         return self.apply_to(x, *self.predict(x), strength)
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the layers say of images.
+        """What the layers say of images: how their colours change, and how their pixels move.
 
         Args:
             x: (N, 3, H, W) float32 or float64 in [-1, 1]; H and W multiples of 4.

@@ -28,10 +28,9 @@ from evaluation.scorers import Scorers
 from evaluation.scoring import Domain, Task, warning_of_framing
 from evaluation.validation import Validation, strengths_in
 from generator_model import Generator, moved
-from photos.crops import Edit, paste, paste_mask
+from photos.crops import Edit, measure_template, paste, paste_mask
 from photos.faces import Face
 from utils import UserError, denormalize, image_to_tensor, tensor_to_image
-from weights.load import BUNDLED_WEIGHTS, load_weights
 
 LANDMARKS = ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.35, 0.7), (0.65, 0.7))
 
@@ -459,7 +458,8 @@ def test_on_true_pairs_a_validation_scores_the_error_to_the_truth(monkeypatch: p
 
 
 def test_faces_that_are_cropped_in_another_way_than_those_of_the_training_are_noticed() -> None:
-    template, faces = load_weights(BUNDLED_WEIGHTS).template, faces_of("asian", 4)
+    faces = faces_of("asian", 4)
+    template = measure_template(np.asarray(tensor_to_image(face)) for face in faces_of("european", 8))
     assert warning_of_framing(faces, template) is None
     closer = warning_of_framing(faces[..., 16:-16, 16:-16], template)
     assert closer is not None
