@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,13 @@ def _count_frames(image: Image.Image) -> int:
 
 
 def _read_frames(
-    image: Image.Image, num_frames: int, notes: list[str], *, noun: str, accept: Callable[[Image.Image], bool]
+    image: Image.Image,
+    num_frames: int,
+    notes: list[str],
+    *,
+    noun: str,
+    accept: Callable[[Image.Image], bool],
+    max_megapixels: float,
 ) -> Iterator[Photo]:
     """The frames or pages of a file that can be read and that `accept` accepts; the image stands at the yielded one.
 
@@ -136,7 +143,8 @@ def _read_frames(
     num_lost = 0
     for index in range(num_frames):
         try:
-            image.seek(index)
+            with _pillows_limit(max_megapixels):
+                image.seek(index)
             accepted = accept(image)
             photo = _open_frame(image) if accepted else None
         except Exception as error:  # Decoders may raise any exception on damaged data.
@@ -151,6 +159,16 @@ def _read_frames(
                 yield photo
     if num_lost:
         notes.append(f"{count(num_lost, noun)} that cannot be read")
+
+
+@contextmanager
+def _pillows_limit(max_megapixels: float) -> Iterator[None]:
+    """Pillow refuses frames of over twice as many pixels before it takes the memory for them."""
+    previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, int(max_megapixels * 1e6)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = previous
 
 
 def _limit(max_megapixels: float, noun: str) -> Callable[[Image.Image], bool]:
@@ -179,7 +197,7 @@ def _read_pages(image: Image.Image, num_frames: int, notes: list[str], *, max_me
             return False
         return fits(page)
 
-    photos = list(_read_frames(image, num_frames, notes, noun="page", accept=accept))
+    photos = list(_read_frames(image, num_frames, notes, noun="page", accept=accept, max_megapixels=max_megapixels))
     if num_copies:
         notes.append(f"{num_copies} smaller copies and masks in the file")
     return photos
@@ -189,7 +207,8 @@ def _read_animation(image: Image.Image, num_frames: int, notes: list[str], *, ma
     """The frames of an animation, each as it appears, and how they follow each other."""
     photos, durations, disposals = [], [], []
     fits = _limit(max_megapixels, "frames")
-    for photo in _read_frames(image, num_frames, notes, noun="frame", accept=fits):
+    frames = _read_frames(image, num_frames, notes, noun="frame", accept=fits, max_megapixels=max_megapixels)
+    for photo in frames:
         photos.append(photo)
         durations.append(image.info.get("duration", 0))
         disposals.append(getattr(image, "disposal_method", image.info.get("disposal", 0)))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_image
+from fuzzing import bounded
 from PIL import GifImagePlugin, Image, ImageSequence, TiffImagePlugin
 from test_images import encode, in_profile, make_profile
 from test_translate import TEMPLATE, Brighter, difference, photograph, rendered, write_weights
@@ -491,3 +492,17 @@ def test_an_incomplete_colour_profile_is_said_to_be_left_out() -> None:
     broken = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     for data in (jpeg[:2] + part + jpeg[2:], png[:33] + broken + png[33:]):
         assert through(data)[0].notes == ["left out: a damaged colour profile"]
+
+
+def test_a_frame_that_claims_to_be_huge_takes_no_memory() -> None:
+    written = io.BytesIO()
+    make_image(0).save(written, "GIF", save_all=True, append_images=[make_image(1)])
+    data = bytearray(written.getvalue())
+    frame = data.index(b",", data.index(b",\0\0\0\0") + 1)  # the second frame's place and size
+    while data[frame + 1 : frame + 5] != bytes(4):
+        frame = data.index(b",", frame + 1)
+    data[frame + 5 : frame + 9] = struct.pack("<HH", 40_000, 40_000)
+    with bounded():
+        picture = read_picture(io.BytesIO(bytes(data)))
+    assert len(picture.photos) == 1
+    assert picture.notes == ["left out: 1 frame that cannot be read"]
