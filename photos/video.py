@@ -40,6 +40,7 @@ from utils import UserError, atomic_write, printable
 CONTAINERS = {  # FFmpeg's names of the formats in which results are written
     ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska",
 }  # fmt: skip
+MIN_SECONDS = 0.001  # An .mp4 file counts in milliseconds, and players show nothing of a shorter video.
 # Other formats are only read: Matroska holds their sound, and time stamps, which some of them have not.
 ONLY_READ = (".avi", ".mpg", ".mpeg", ".vob", ".mts", ".m2ts", ".ts", ".3gp", ".wmv", ".asf", ".flv", ".ogv")
 VIDEO_SUFFIXES = (*CONTAINERS, *ONLY_READ)
@@ -207,6 +208,8 @@ def _convert(
                 writer.mux(track.encode(frames(part, track.pix_fmt)))
                 report.num_frames += 1
                 bar.update()
+    if report.num_frames > 1 and frames.end < MIN_SECONDS:
+        raise UserError(f"its time stamps make no sense: {report.num_frames} frames in less than a millisecond")
     for packet in track.encode():
         if report.num_frames == 1:  # libx265 does not set when a lone frame is to be decoded.
             packet.dts = packet.pts

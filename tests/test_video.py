@@ -360,6 +360,16 @@ def test_sound_that_goes_on_after_the_last_frame_is_no_missing_end(tmp_path: Pat
     assert str(translate_video(path, tmp_path / "b.mkv", change=lambda pixels: pixels)) == ""
 
 
+def test_a_video_that_is_over_before_it_is_seen_is_refused(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "a.mp4")
+    data = bytearray(path.read_bytes())
+    struct.pack_into(">I", data, data.index(b"mdhd") + 16, 16_790_016)  # damage: so many time stamps a second
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="3 frames in less than a millisecond"):
+        translate_video(path, tmp_path / "b.mp4", change=lambda pixels: pixels)
+    assert not (tmp_path / "b.mp4").exists()
+
+
 @pytest.mark.parametrize("name", ["b.mkv", "b.mp4"])
 def test_a_video_of_one_deep_frame_is_written(name: str, tmp_path: Path) -> None:
     path = write_film(tmp_path / "a.mkv", "ffv1", "yuv420p10le", times=[0])
