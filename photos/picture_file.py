@@ -223,6 +223,8 @@ def _read_animation(image: Image.Image, num_frames: int, notes: list[str], *, ma
         options["disposal"] = [0 if disposal == PREVIOUS else int(disposal) for disposal in disposals[still:]]
         options |= {"blend": 0, "default_image": still}
         durations = durations[still:]
+        if not durations:  # Damage has left the still alone.
+            return Picture(photos, "PNG", _how_it_is_stored(image))
     return Picture(photos, image.format, options | {"duration": durations})
 
 

@@ -21,7 +21,7 @@ from test_translate import TEMPLATE, Brighter, difference, photograph, rendered,
 
 from photos.gif import to_palette
 from photos.label import LABEL, is_labelled
-from photos.picture_file import Picture, read_picture, write_picture
+from photos.picture_file import Picture, choose_format, read_picture, write_picture
 from photos.translator import Translator, translate_pictures
 from translate import main, translate_files
 
@@ -506,3 +506,16 @@ def test_a_frame_that_claims_to_be_huge_takes_no_memory() -> None:
         picture = read_picture(io.BytesIO(bytes(data)))
     assert len(picture.photos) == 1
     assert picture.notes == ["left out: 1 frame that cannot be read"]
+
+
+def test_of_a_damaged_animation_the_still_may_be_all_that_is_left() -> None:
+    written = io.BytesIO()
+    frames = [make_image(seed) for seed in (1, 2)]
+    make_image(0).save(written, "PNG", save_all=True, append_images=frames, default_image=True)
+    data = written.getvalue()
+    cut = data[: data.index(b"fcTL") + 30] + bytes(40)
+    picture = read_picture(io.BytesIO(cut))
+    assert len(picture.photos) == 1
+    assert not picture.is_animation
+    choose_format(picture, source=Path("a.png"), target=Path("a.avif"))
+    write_picture(picture, io.BytesIO())
