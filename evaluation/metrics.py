@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generator_model import edits_of
+from generator_model import edit_at_strength, edits_of
 from utils import denormalize
 
 # SSIM as Wang et al. 2004 define it (section III B and C).
@@ -34,11 +34,14 @@ def translate_in_batches(generator: nn.Module, images: Tensor, *, batch_size: in
     return edit_in_batches(generator, images, batch_size=batch_size)[0]
 
 
+@torch.no_grad()
 def edit_in_batches(
     generator: nn.Module, images: Tensor, *, strength: float = 1.0, batch_size: int = 8
 ) -> tuple[Tensor, Tensor | None]:
     """`generator_model.edit_at_strength` of (N, 3, H, W) images, `batch_size` at a time, on the images' device."""
-    return edits_in_batches(generator, images, batch_size=batch_size)(strength)
+    device = next(generator.parameters()).device
+    batches = torch.split(images, batch_size)
+    return _joined((edit_at_strength(generator, batch.to(device), strength) for batch in batches), images.device)
 
 
 @torch.no_grad()
@@ -54,12 +57,16 @@ def edits_in_batches(
 
     @torch.no_grad()
     def edit(strength: float) -> tuple[Tensor, Tensor | None]:
-        edits = [edit_batch(strength) for edit_batch in edits_of_batches]
-        translated = torch.cat([fake.to(images.device) for fake, _ in edits])
-        shifts = [shift.to(images.device) for _, shift in edits if shift is not None]
-        return translated, torch.cat(shifts) if shifts else None
+        return _joined((edit_batch(strength) for edit_batch in edits_of_batches), images.device)
 
     return edit
+
+
+def _joined(edits: Iterable[tuple[Tensor, Tensor | None]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The edits of all batches as one, each moved to the device before the next one is made."""
+    moved = [(fake.to(device), shift if shift is None else shift.to(device)) for fake, shift in edits]
+    shifts = [shift for _, shift in moved if shift is not None]
+    return torch.cat([fake for fake, _ in moved]), torch.cat(shifts) if shifts else None
 
 
 def paired_report(
